@@ -1,0 +1,1 @@
+"""The contract on disk: shards, manifests, views and the run directory. Imports neither torch nor ray."""

@@ -1,0 +1,304 @@
+"""The command line: each command parses, calls one function, prints. Imports nothing heavy before it must."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from manifests.errors import ConfigError, CurateError
+
+if TYPE_CHECKING:
+    from pipelines.config import Config
+    from pipelines.run import Outcome
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DATASETS = ("sample", "ffhq", "imagenet", "folder", "webdataset")
+STAGES = ("ingest", "restore", "select", "pack", "report")
+
+
+def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def apply(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+source_options = _stack(
+    click.option("--dataset", type=click.Choice(DATASETS), help="Which layout the source has.  [default: sample]"),
+    click.option("--source", metavar="PATH", help="Folder, archive or fsspec URL of the raw dataset."),
+    click.option("--truth", metavar="PATH", help="Pristine images under the same names, where damage was planted."),
+    click.option("--limit", type=click.IntRange(min=1), help="Only the first N samples, in the order of their names."),
+    click.option("--shard-size", type=click.IntRange(min=1), help="Samples per shard.  [default: by dataset]"),
+    click.option("--run", "root", metavar="DIR", help="The run directory.  [default: runs/DATASET]"),
+)
+config_options = _stack(
+    click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="YAML file."),
+    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one value of the YAML."),
+)
+worker_options = _stack(
+    click.option("--workers", type=click.IntRange(min=0), help="Ray actors; 0 works in this process, without Ray."),
+    click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="GPUs per restore actor; 0.5 packs two."),
+    click.option("--address", metavar="URL", help="A running Ray cluster.  [default: $RAY_ADDRESS, else this machine]"),
+    click.option("--retry-failed", is_flag=True, help="Try shards again that were given up."),
+)
+model_option = click.option("--restorer", metavar="NAME|FILE", help="A shipped model or a checkpoint of your own.")
+policy_option = click.option("--policy", metavar="NAME|FILE", help="A shipped policy or a YAML file.")
+dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Print the plan and touch nothing.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="idm-curate")
+@click.option("-v", "--verbose", is_flag=True, help="Say more of what is going on.")
+def cli(verbose: bool) -> None:
+    """Curate an image dataset: shard, measure, restore what is damaged, decide on the evidence, pack, report.
+
+    \b
+    Examples:
+      idm-curate run --dataset sample
+      idm-curate run --dataset ffhq --source /data/ffhq/images1024x1024
+      idm-curate status runs/ffhq
+
+    The same command again continues where it was interrupted.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("idm_curate").setLevel(logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def _config(config_file: Path | None, overrides: tuple[str, ...], **options: Any) -> Config:
+    from pipelines import config, datasets
+
+    names = {"dataset": "dataset.name", "restorer": "restore.restorer", "policy": "policy"}
+    sections = {"source": "dataset", "truth": "dataset", "limit": "dataset", "shard_size": "dataset"}
+    resources = ("workers", "gpus_per_worker", "address")
+    dotted = {names[k]: v for k, v in options.items() if k in names}
+    dotted |= {f"{sections[k]}.{k}": v for k, v in options.items() if k in sections}
+    dotted |= {f"resources.{k}": options.get(k) for k in resources}
+    loaded = config.load(config_file, overrides, dotted)
+    if loaded.dataset.source is None and loaded.dataset.name != "sample":
+        raise ConfigError(datasets.how_to_get(loaded.dataset.name))
+    return loaded
+
+
+def _work(config: Config, root: str | None, stages: tuple[str, ...], dry_run: bool, retry_failed: bool) -> None:
+    from pipelines import run as runs
+
+    root = root or f"runs/{config.dataset.name}"
+    config = runs.resolve(config)
+    if dry_run:
+        click.echo(runs.plan(root, config, stages))
+        return
+    with runs.opened(root, Path(root).name, config) as run:
+        _finish(runs.execute(run, config, stages, retry_failed=retry_failed))
+
+
+def _continue(root: str, stages: tuple[str, ...], options: dict[str, Any], dry_run: bool, retry_failed: bool) -> None:
+    """Work on an existing run: what its bytes depend on comes from its own ``run.json``."""
+    from manifests import rundir
+    from pipelines import config
+
+    stored = {f"{section}.{k}": v for section, part in rundir.read(root).config.items() for k, v in part.items()}
+    policy = options.pop("policy", None)
+    resources = {f"resources.{k}": v for k, v in options.items()}
+    _work(config.load(None, (), stored | resources | {"policy": policy}), root, stages, dry_run, retry_failed)
+
+
+def _finish(outcome: Outcome) -> None:
+    from manifests import rundir, status
+
+    text, _ = status.describe(rundir.read(outcome.root))
+    click.echo(text)
+    if outcome.failures:
+        click.echo(f"{len(outcome.failures)} shards were given up; the first: {outcome.failures[0]}", err=True)
+        click.echo("Mend the cause and run the same command with --retry-failed.", err=True)
+        sys.exit(1)
+
+
+@cli.command()
+@source_options
+@model_option
+@policy_option
+@click.option("--until", type=click.Choice(STAGES), default="report", show_default=True, help="Stop after this stage.")
+@worker_options
+@config_options
+@dry_run_option
+def run(root: str | None, until: str, dry_run: bool, retry_failed: bool, **options: Any) -> None:
+    """Do it all: ingest, restore, select, pack, report. The same command again continues, or does nothing.
+
+    \b
+    Examples:
+      idm-curate run --dataset sample
+      idm-curate run --dataset ffhq --source /data/ffhq -n
+      idm-curate run --dataset folder --source s3://bucket/photos --workers 8 --gpus-per-worker 1
+      idm-curate run --dataset sample --set restore.threshold=0.3 --run runs/cautious
+    """
+    _work(_config(**options), root, STAGES[: STAGES.index(until) + 1], dry_run, retry_failed)
+
+
+@cli.command()
+@source_options
+@worker_options
+@config_options
+@model_option
+@dry_run_option
+def ingest(root: str | None, dry_run: bool, retry_failed: bool, **options: Any) -> None:
+    """Shard and measure a raw dataset; find duplicates.
+
+    \b
+    Example:
+      idm-curate ingest --dataset imagenet --source /data/ILSVRC2012_img_train.tar
+    """
+    _work(_config(**options), root, ("ingest",), dry_run, retry_failed)
+
+
+@cli.command()
+@click.argument("root", metavar="RUN")
+@worker_options
+@dry_run_option
+def restore(root: str, dry_run: bool, retry_failed: bool, **options: Any) -> None:
+    """Look at every sample of an ingested run and restore the damaged ones.
+
+    \b
+    Example:
+      idm-curate restore runs/ffhq --workers 8 --gpus-per-worker 1
+    """
+    _continue(root, ("restore",), options, dry_run, retry_failed)
+
+
+@cli.command()
+@click.argument("root", metavar="RUN")
+@policy_option
+@dry_run_option
+def select(root: str, policy: str | None, dry_run: bool) -> None:
+    """Decide on the evidence, by a policy; writes a view. Costs seconds: no image is touched.
+
+    \b
+    Example:
+      idm-curate select runs/ffhq --policy strict
+    """
+    _continue(root, ("select",), {"policy": policy}, dry_run, False)
+
+
+@cli.command()
+@click.argument("root", metavar="RUN")
+@policy_option
+@worker_options
+@dry_run_option
+def pack(root: str, dry_run: bool, retry_failed: bool, **options: Any) -> None:
+    """Write the cleaned shards that a policy's view decided on.
+
+    \b
+    Example:
+      idm-curate pack runs/ffhq --policy strict
+    """
+    _continue(root, ("select", "pack"), options, dry_run, retry_failed)
+
+
+@cli.command()
+@click.argument("root", metavar="RUN")
+def report(root: str) -> None:
+    """Write report.html and report.json from whatever the run holds.
+
+    \b
+    Example:
+      idm-curate report runs/ffhq
+    """
+    from pipelines.report import write_report
+
+    click.echo(write_report(root))
+
+
+@cli.command()
+@click.argument("root", metavar="RUN")
+def status(root: str) -> None:
+    """Say how far a run is: shards per stage, samples per status, failures.
+
+    \b
+    Example:
+      idm-curate status runs/ffhq
+    """
+    from manifests import rundir, status
+
+    click.echo(status.describe(rundir.read(root))[0])
+
+
+@cli.command()
+@click.argument("root", metavar="RUN")
+@click.option("--hashes", is_flag=True, help="Read everything and compare SHA-256 too.")
+def verify(root: str, hashes: bool) -> None:
+    """Audit a run: all planned shards there and whole, keys in equal keys out, counts add up. Exits 1 if not.
+
+    \b
+    Example:
+      idm-curate verify runs/ffhq --hashes
+    """
+    from manifests import rundir
+    from manifests.verify import problems
+
+    run = rundir.read(root)
+    found = list(problems(run, hashes=hashes))
+    for problem in found:
+        click.echo(problem)
+    listing = run.listing()
+    click.echo(f"{listing['rows']} samples in {len(run.shards())} shards: {len(found) or 'no'} problems found")
+    if found:
+        sys.exit(1)
+
+
+@cli.command()
+def doctor() -> None:
+    """Say which devices, weights and optional parts are there, and how to get what is missing.
+
+    \b
+    Example:
+      idm-curate doctor
+    """
+    from pipelines.doctor import examine
+
+    for line in examine():
+        click.echo(line)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.option("--address", required=True, metavar="URL", help="The cluster's dashboard, for example http://HEAD:8265.")
+@click.option("--no-wait", is_flag=True, help="Return once the job is accepted.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def submit(address: str, no_wait: bool, command: tuple[str, ...]) -> None:
+    """Run a command of this program on a Ray cluster that has it installed. Exits with the job's success.
+
+    \b
+    Example:
+      idm-curate submit --address http://HEAD:8265 -- run --dataset ffhq --source /mnt/ffhq --run /mnt/runs/ffhq
+    """
+    from pipelines.submit import submit_job
+
+    sys.exit(submit_job(address, command, wait=not no_wait, say=click.echo))
+
+
+def main() -> None:
+    """Entry point: our own errors are messages; 2 for what the user asked, 1 for what went wrong, 130 for Ctrl-C."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("Interrupted; nothing is lost: the same command again continues.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ConfigError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except CurateError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,114 @@
+"""The configuration of a run: one frozen model a stage, read from YAML, overridden by ``--set``, saved whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from manifests.errors import ConfigError
+
+DatasetName = Literal["sample", "ffhq", "imagenet", "folder", "webdataset"]
+
+#: Samples per shard where the user names no number: about a gigabyte of FFHQ, a tenth of one of ImageNet.
+SHARD_SIZE: dict[str, int] = {"sample": 64, "ffhq": 500, "imagenet": 1000, "folder": 1000, "webdataset": 1000}
+
+
+class DatasetConfig(BaseModel, frozen=True, extra="forbid"):
+    """What is read. ``source`` and ``truth`` are local paths or fsspec URLs."""
+
+    name: DatasetName = "sample"
+    source: str | None = None
+    truth: str | None = Field(default=None, description="pristine images under the same names, where known")
+    limit: int | None = Field(default=None, ge=1, description="only the first N samples, in the order of their names")
+    shard_size: int | None = Field(default=None, ge=1, le=100_000, description="samples per shard")
+
+
+class IngestConfig(BaseModel, frozen=True, extra="forbid"):
+    """How raw images become source shards."""
+
+    max_failed: float = Field(default=0.5, ge=0, le=1, description="a larger share of failed samples fails the shard")
+    duplicate_distance: int = Field(default=16, ge=0, le=64, description="Hamming distance of near duplicates, of 256")
+
+
+class RestoreConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which restorer looks at every sample. None: what its checkpoint was calibrated for."""
+
+    restorer: str = Field(default="idm-64", description="a shipped model's name or the path of a checkpoint")
+    sha256: str | None = Field(default=None, description="of the checkpoint; filled in when the run is made")
+    threshold: float | None = Field(default=None, ge=0, le=1, description="a sample of lower severity is not run")
+    steps: int | None = Field(default=None, ge=1)
+    passes: int | None = Field(default=None, ge=1)
+    max_failed: float = Field(default=0.1, ge=0, le=1)
+
+
+class Resources(BaseModel, frozen=True, extra="forbid"):
+    """Where the work is done. Nothing here changes a byte of the result, so nothing of it enters the fingerprint."""
+
+    workers: int | None = Field(default=None, ge=0, description="actors; 0: in this process, without Ray")
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    cpus_per_worker: float = Field(default=1, gt=0)
+    address: str | None = Field(default=None, description="a running Ray cluster; none: one on this machine")
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """Everything that can be set in the YAML file and with ``--set section.key=value``."""
+
+    dataset: DatasetConfig = DatasetConfig()
+    ingest: IngestConfig = IngestConfig()
+    restore: RestoreConfig = RestoreConfig()
+    policy: str = "default"
+    resources: Resources = Resources()
+
+    def of_the_bytes(self) -> dict[str, Any]:
+        """The part that the bytes of the result depend on: what ``run.json`` keeps and the fingerprint covers."""
+        dump: dict[str, Any] = self.model_dump(mode="json", exclude={"resources", "policy"})
+        if dump["dataset"]["shard_size"] is None:
+            dump["dataset"]["shard_size"] = SHARD_SIZE[self.dataset.name]
+        return dump
+
+
+def load(path: Path | None, overrides: Sequence[str], options: Mapping[str, Any]) -> Config:
+    """Merge, later wins: the YAML file, ``section.key=value`` overrides, and the command's own options (dotted keys).
+
+    Raises:
+        ConfigError: a key is unknown or a value has the wrong type; the message names it.
+    """
+    merged: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--config {path}: {error}") from error
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"--config {path}: expected a mapping at the top, found {type(loaded).__name__}")
+        merged = loaded
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {item}: expected key=value, for example --set restore.threshold=0.2")
+        try:
+            _assign(merged, key, yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {item}: the value is no YAML ({error})") from error
+    for key, value in options.items():
+        if value is not None:
+            _assign(merged, key, value)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        problems = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
+        raise ConfigError("configuration: " + "; ".join(problems)) from error
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, leaf = dotted.split(".")
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{dotted}: {section} is a value, not a section")
+        tree = child
+    tree[leaf] = value

@@ -1,0 +1,173 @@
+"""Raw photographs to source shards: every source image becomes a row, the good ones with their original bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests import keys, listing, rundir, schema, shards, storage
+from manifests.errors import SampleError, ShardError, SourceError
+from manifests.rundir import Run
+from pipelines import datasets, images
+from pipelines.config import IngestConfig
+
+# A handful of bad files is a fact about a dataset; a shard of them is a broken decoder or a broken disk.
+FEW = 8
+
+
+def write_listing(run: Run, dataset: datasets.Dataset) -> dict[str, Any]:
+    """Fix, once, which samples there are, their keys and their shards: ``source/listing.parquet``, then its marker.
+
+    The listing has one row group per shard, so that a worker reads its own part alone.
+
+    Raises:
+        SourceError: the source holds no image at all.
+    """
+    config = run.config["dataset"]
+    entries = dataset.entries[: config["limit"]]
+    if not entries:
+        raise SourceError(f"{dataset.source}: no images found; expected {datasets.layout_of(dataset.name)}")
+    shard_size, prefix = config["shard_size"], dataset.name
+    sample_keys = keys.unique_keys([e.key for e in entries], [e.source_name for e in entries])
+    rows = [
+        {
+            "key": key,
+            "shard": f"{prefix}-{i // shard_size:06d}",
+            **{name: getattr(entry, name) for name in schema.LISTING.names if name not in ("key", "shard")},
+        }
+        for i, (key, entry) in enumerate(zip(sample_keys, entries, strict=True))
+    ]
+    with run.scratch() as scratch:
+        staged = scratch / "listing.parquet"
+        pq.write_table(schema.table_from_rows(rows, schema.LISTING), staged, row_group_size=shard_size)
+        with staged.open("rb") as f:
+            nbytes, digest = shards.sha256_of(f)
+        storage.publish(staged, run.url(rundir.SOURCE, "listing.parquet"))
+    marker = {
+        "rows": len(rows),
+        "shard_size": shard_size,
+        "prefix": prefix,
+        "bytes": nbytes,
+        "sha256": digest,
+        "licence": dataset.licence,
+        "homepage": dataset.homepage,
+        "problems": list(dataset.problems),
+    }
+    storage.write_json(marker, run.url(rundir.SOURCE, "listing.json"))
+    return marker
+
+
+def open_ingest(run: Run, device: str) -> Callable[[str], dict[str, Any]]:
+    """The stage's work: read, decode, measure and hash each image of a shard; commit tar, manifest and marker."""
+    config = IngestConfig.model_validate(run.config["ingest"])
+    fingerprint = run.stage_fingerprint(rundir.SOURCE)
+
+    def work(shard: str) -> dict[str, Any]:
+        with run.scratch() as scratch:
+            return ingest_shard(run, shard, fingerprint, config.max_failed, scratch)
+
+    return work
+
+
+def ingest_shard(run: Run, shard: str, fingerprint: str, max_failed: float, scratch: Path) -> dict[str, Any]:
+    """Write one source shard, by way of the ``scratch`` folder; returns its marker.
+
+    Raises:
+        ShardError: more samples than ``max_failed`` could not be used; nothing was written.
+    """
+    planned = [{k: v for k, v in row.items() if k != "shard"} for row in listing.read(run, shard)]
+    entries = [datasets.Entry(**row) for row in planned]
+    with shards.StagedTar(scratch / f"{shard}.tar") as tar, shards.StagedTar(scratch / "aside.tar") as aside:
+        rows = [_take_in(shard, entry, data, tar, aside) for entry, data in datasets.read_entries(entries)]
+        shards.locate(rows, tar.close())
+        kept_aside = len(aside.close())
+    counts = Counter(r["status"] for r in rows)
+    if len(rows) >= FEW and counts["failed"] > max_failed * len(rows):
+        reasons = Counter(str(r["reason"]).split(":")[0] for r in rows if r["status"] == "failed").most_common(3)
+        raise ShardError(
+            f"{shard}: {counts['failed']} of {len(rows)} samples failed, more than ingest.max_failed={max_failed:g} "
+            f"allows: {', '.join(f'{n} x {r}' for r, n in reasons)}"
+        )
+    if kept_aside:
+        storage.publish(scratch / "aside.tar", run.url("failures", f"source-{shard}.tar"))
+    return shards.commit(
+        run.url(rundir.SOURCE), shard, fingerprint, tar.path, rows, schema.SOURCE, rubbish=run.staging,
+        extra={"stage": rundir.SOURCE, "kept_aside": kept_aside},
+    )  # fmt: skip
+
+
+def _take_in(
+    shard: str, entry: datasets.Entry, data: bytes | SampleError, tar: shards.StagedTar, aside: shards.StagedTar
+) -> dict[str, Any]:
+    """The row of one source image; its bytes go into the shard, or aside if they cannot be used."""
+    row: dict[str, Any] = {
+        "key": entry.key,
+        "shard": shard,
+        **{n: getattr(entry, n) for n in ("source_name", "label", "class_name", "group", "split", "metadata")},
+        "upscale_factor": entry.upscale_factor,
+    }
+    try:
+        if isinstance(data, SampleError):
+            raise data
+        row |= {"source_bytes": len(data), "source_sha256": hashlib.sha256(data).hexdigest()}
+        row |= describe(entry, data)
+    except SampleError as error:
+        if isinstance(data, bytes):
+            aside.add(entry.key, {"bin": data})
+        return row | {"status": "failed", "reason": str(error)}
+    row |= {"status": "kept_original", "output_sha256": row["source_sha256"]}
+    tar.add(entry.key, shards.members_of(row, data))
+    return row
+
+
+def describe(entry: datasets.Entry, data: bytes) -> dict[str, Any]:
+    """Columns that are read off one image: what it is, and every measurement that needs no reference.
+
+    Raises:
+        SampleError: it cannot be decoded, or its pixels are not those that the publisher states.
+    """
+    from pipelines import measure
+
+    decoded = images.decode(data)
+    if entry.pixel_md5 is not None:
+        found = hashlib.md5(decoded.rgb.tobytes(), usedforsecurity=False).hexdigest()
+        if found != entry.pixel_md5:
+            raise SampleError("pixel_md5_mismatch", f"published {entry.pixel_md5}, found {found}")
+    return {
+        "ext": images.extension(decoded.format),
+        "format": decoded.format,
+        "mode": decoded.mode,
+        "width": decoded.width,
+        "height": decoded.height,
+        "notes": [*decoded.notes, *images.notes_for_name(entry.source_name, decoded.format)],
+        "phash": measure.perceptual_hash(decoded.rgb),
+        **measure.measure(decoded.rgb, data),
+    }
+
+
+def write_duplicates(run: Run) -> dict[str, Any]:
+    """Group exact and near duplicates across the whole dataset: ``source/duplicates.parquet``, then its marker."""
+    from pipelines.duplicates import group_duplicates
+
+    fingerprint = run.stage_fingerprint(rundir.SOURCE, "duplicates")
+    url = run.url(rundir.SOURCE, "duplicates.json")
+    if storage.exists(url) and storage.read_json(url)["fingerprint"] == fingerprint:
+        return storage.read_json(url)
+    columns = ["key", "source_sha256", "phash"]
+    table = pa.concat_tables(shards.read_rows(run.url(rundir.SOURCE), s, columns) for s in run.shards())
+    groups = group_duplicates(
+        *(table[c].to_pylist() for c in columns), max_distance=run.config["ingest"]["duplicate_distance"]
+    )
+    with run.scratch() as scratch:
+        pq.write_table(groups, scratch / "duplicates.parquet")
+        storage.publish(scratch / "duplicates.parquet", run.url(rundir.SOURCE, "duplicates.parquet"))
+    counts = Counter(groups["duplicate_kind"].to_pylist())
+    marker = {"fingerprint": fingerprint, "rows": len(groups), "counts": dict(sorted(counts.items()))}
+    storage.write_json(marker, url)
+    return marker

@@ -1,0 +1,165 @@
+"""Source shards to candidates: every sample is looked at, the damaged ones are restored, all of it is measured."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manifests import listing, rundir, schema, shards, storage
+from manifests.errors import ShardError
+from manifests.rundir import Run
+from pipelines import images
+from pipelines.config import RestoreConfig
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # HxWx3
+
+if TYPE_CHECKING:
+    from idm_core import Restoration, Restorer
+
+ROUND = 1
+# What is handed to the restorer at once: enough to fill its batches, little enough to hold in memory.
+BATCH_PIXELS = 4_000_000
+FEW = 8
+
+
+def open_restore(run: Run, device: str) -> Callable[[str], dict[str, Any]]:
+    """The stage's work: the restorer, loaded once, over the samples of a shard."""
+    from idm_core import load_restorer
+
+    config = RestoreConfig.model_validate(run.config["restore"])
+    restorer = load_restorer(config.restorer, device=device)
+    if restorer.model_sha256 != config.sha256:
+        raise ShardError(
+            f"restorer {config.restorer}: its SHA-256 here is {restorer.model_sha256}, the run was made with "
+            f"{config.sha256}; install the same checkpoint on every node"
+        )
+    fingerprint = run.stage_fingerprint(rundir.restored(ROUND))
+
+    def work(shard: str) -> dict[str, Any]:
+        with run.scratch() as scratch:
+            return restore_shard(run, shard, restorer, config, fingerprint, scratch)
+
+    return work
+
+
+def restore_shard(
+    run: Run, shard: str, restorer: Restorer, config: RestoreConfig, fingerprint: str, scratch: Path
+) -> dict[str, Any]:
+    """Write one shard of candidates and a measured row for every sample; returns its marker.
+
+    Raises:
+        ShardError: the restorer failed on more samples than ``config.max_failed``; nothing was written.
+    """
+    truths = {row["key"]: row["truth"] for row in listing.read(run, shard)}
+    columns = ["key", "shard", "source_name", "status", "reason", "offset", "nbytes"]
+    planned: list[dict[str, Any]] = shards.read_rows(run.url(rundir.SOURCE), shard, columns).to_pylist()
+    rows = [r for r in planned if r["status"] == "failed"]
+    good = [r for r in planned if r["status"] != "failed"]
+    with shards.StagedTar(scratch / f"{shard}.tar") as tar:
+        for batch, pixels in _batches(run.url(rundir.SOURCE, f"{shard}.tar"), good):
+            for row, source, outcome in zip(batch, pixels, _restore(restorer, config, batch, pixels), strict=True):
+                rows.append(_take_in(row, source, outcome, truths[row["key"]], tar))
+        shards.locate(rows, tar.close())
+    broken = sum(str(r["reason"]).startswith("restorer_error") for r in rows)
+    if len(rows) >= FEW and broken > config.max_failed * len(rows):
+        raise ShardError(f"{shard}: the restorer failed on {broken} of {len(rows)} samples: {_first_failure(rows)}")
+    return shards.commit(
+        run.url(rundir.restored(ROUND)), shard, fingerprint, tar.path, rows, schema.RESTORED, rubbish=run.staging,
+        extra={"stage": rundir.restored(ROUND)},
+    )  # fmt: skip
+
+
+def _take_in(
+    row: dict[str, Any],
+    source: Pixels,
+    outcome: Restoration | RuntimeError,
+    truth_url: str | None,
+    tar: shards.StagedTar,
+) -> dict[str, Any]:
+    """The row of one sample after the restorer saw it; a candidate goes into the tar."""
+    row = row | {"offset": None, "nbytes": None}
+    if isinstance(outcome, RuntimeError):
+        return row | {"status": "failed", "reason": f"restorer_error: {outcome}"}
+    row |= {"severity": outcome.severity, "passes": outcome.passes, "evaluations": outcome.evaluations}
+    truth = images.decode(storage.read_bytes(truth_url)).rgb if truth_url else None
+    if truth is not None:
+        row["truth_psnr_before"] = psnr(source, truth)
+    if np.array_equal(outcome.image, source):
+        return row | {"status": "kept_original", "reason": "clean" if outcome.passes == 0 else "unchanged_by_restorer"}
+    candidate = images.encode_png(outcome.image)
+    tar.add(row["key"], {"png": candidate})
+    if truth is not None:
+        row["truth_psnr_after"] = psnr(outcome.image, truth)
+    return row | {
+        "status": "restored",
+        "reason": None,
+        "severity_after": outcome.severity_after,
+        "ext": "png",
+        "width": outcome.image.shape[1],
+        "height": outcome.image.shape[0],
+        "output_sha256": hashlib.sha256(candidate).hexdigest(),
+        **measure_candidate(outcome.image, source),
+    }
+
+
+def _batches(tar_url: str, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], list[Pixels]]]:
+    """Rows with their decoded images (HxWx3 uint8), in order, at most ``BATCH_PIXELS`` at once (or one image)."""
+    batch: list[dict[str, Any]] = []
+    pixels: list[Pixels] = []
+    for row, data in zip(rows, shards.read_samples(tar_url, [(r["offset"], r["nbytes"]) for r in rows]), strict=True):
+        rgb = images.decode(data).rgb
+        if batch and sum(p.size for p in pixels) + rgb.size > 3 * BATCH_PIXELS:
+            yield batch, pixels
+            batch, pixels = [], []
+        batch.append(row)
+        pixels.append(rgb)
+    if batch:
+        yield batch, pixels
+
+
+def _restore(
+    restorer: Restorer, config: RestoreConfig, rows: Sequence[dict[str, Any]], pixels: list[Pixels]
+) -> list[Restoration | RuntimeError]:
+    """Restore a batch; if it fails, each sample alone, so that one that breaks the restorer costs no neighbour."""
+
+    def run(lo: int, hi: int) -> list[Restoration]:
+        keys = [r["key"] for r in rows[lo:hi]]
+        options = {"threshold": config.threshold, "steps": config.steps, "passes": config.passes}
+        return restorer.restore(pixels[lo:hi], keys, **options)
+
+    try:
+        return [*run(0, len(rows))]
+    except RuntimeError:  # torch's own, out of memory among them
+        outcomes: list[Restoration | RuntimeError] = []
+        for i in range(len(rows)):
+            try:
+                outcomes += run(i, i + 1)
+            except RuntimeError as error:
+                outcomes.append(error)
+        return outcomes
+
+
+def measure_candidate(candidate: Pixels, source: Pixels) -> dict[str, Any]:
+    """The evidence columns of one candidate: its measurements, and how far it was changed."""
+    from pipelines import measure
+
+    after = {f"after_{name}": value for name, value in measure.measure(candidate).items()}
+    return {**after, "psnr_source": psnr(candidate, source)}
+
+
+def psnr(a: Pixels, b: Pixels) -> float | None:
+    """Peak signal-to-noise ratio of two uint8 images, dB; None where the sizes differ or the images are equal."""
+    if a.shape != b.shape:
+        return None
+    error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2))
+    return 10 * math.log10(255**2 / error) if error else None
+
+
+def _first_failure(rows: Sequence[dict[str, Any]]) -> str:
+    return Counter(str(r["reason"]) for r in rows if r["status"] == "failed").most_common(1)[0][0]

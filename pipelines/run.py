@@ -1,0 +1,202 @@
+"""The whole path, stage by stage: what is to do, what it needs, and doing it. The same call again continues."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests import attempts, rundir, shards, status, storage
+from manifests.errors import ConfigError, CurateError
+from manifests.rundir import Run
+from pipelines import datasets, ingest, pack, progress, restore, select, workers
+from pipelines.config import Config, Resources
+
+log = logging.getLogger("idm_curate")
+
+STAGES = ("ingest", "restore", "select", "pack", "report")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a call did. ``failures`` are paths of files that each say why one shard was given up."""
+
+    root: str
+    failures: tuple[str, ...]
+
+
+def checkpoint_of(restorer: str) -> Path:
+    """The checkpoint file that a restorer's name or path means, found without loading torch.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from importlib.util import find_spec
+
+    spec = find_spec("idm_core")  # finds the package and does not run it: it would import torch
+    assert spec is not None and spec.submodule_search_locations is not None
+    folder = Path(spec.submodule_search_locations[0]) / "weights"
+    path = Path(restorer) if restorer.endswith(".safetensors") else folder / f"{restorer}.safetensors"
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors")))
+        raise ConfigError(f"restore.restorer={restorer}: no checkpoint at {path}; shipped ones: {names}")
+    return path
+
+
+def resolve(config: Config) -> Config:
+    """Fill in what the user left open and check what can be checked before anything is written.
+
+    Raises:
+        ConfigError: the restorer or the policy does not exist, or another checkpoint was announced.
+    """
+    with checkpoint_of(config.restore.restorer).open("rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    if config.restore.sha256 not in (None, digest):
+        raise ConfigError(f"restore.sha256={config.restore.sha256}: the checkpoint's SHA-256 is {digest}")
+    select.load_policy(config.policy)
+    paths = {"source": _absolute(config.dataset.source), "truth": _absolute(config.dataset.truth)}
+    return config.model_copy(
+        update={
+            "restore": config.restore.model_copy(update={"sha256": digest}),
+            "dataset": config.dataset.model_copy(update=paths),
+        }
+    )
+
+
+def _absolute(source: str | None) -> str | None:
+    """Local paths made absolute (a worker has another working directory), URLs left alone."""
+    if source is None:
+        return None
+    return "::".join(p if "://" in p else str(Path(p).expanduser().absolute()) for p in source.split("::"))
+
+
+@contextlib.contextmanager
+def opened(root: str, name: str, config: Config) -> Iterator[Run]:
+    """The run directory, locked, with its unfinished business swept away."""
+    with rundir.lock(root) as notice:
+        if notice:
+            log.warning(notice)
+        run = rundir.create_or_open(root, name, config.of_the_bytes())
+        rundir.empty_staging(run)
+        with progress.logged_to(run):
+            yield run
+
+
+def execute(run: Run, config: Config, stages: Sequence[str], *, retry_failed: bool = False) -> Outcome:
+    """Do these stages, each only as far as it is not done yet. Stops after the first that could not be completed."""
+    if retry_failed:
+        for failure in attempts.given_up(run):
+            attempts.forgive(run, failure["stage"], failure["shard"])
+    for stage in stages:
+        failures = _STAGES[stage](run, config)
+        if failures:
+            return Outcome(run.root, tuple(failures))
+    return Outcome(run.root, ())
+
+
+def _ingest(run: Run, config: Config) -> list[str]:
+    if not storage.exists(run.url(rundir.SOURCE, "listing.json")):
+        dataset = open_source(run, config)
+        marker = ingest.write_listing(run, dataset)
+        log.info("listed %d samples; %s", marker["rows"], "; ".join(marker["problems"]) or "nothing was passed over")
+    fingerprint = run.stage_fingerprint(rundir.SOURCE)
+    failures = _each_shard(run, rundir.SOURCE, fingerprint, ingest.open_ingest, config.resources)
+    if not failures:
+        groups = ingest.write_duplicates(run)
+        log.info("duplicates: %s", groups["counts"] or "none")
+    return failures
+
+
+def open_source(run: Run, config: Config) -> datasets.Dataset:
+    """The raw dataset of this run; the sample is built inside the run directory first."""
+    stored = run.config["dataset"]
+    return datasets.open_dataset(
+        stored["name"], stored["source"], truth=stored["truth"], run_dir=storage.local_path(run.root)
+    )
+
+
+def _restore(run: Run, config: Config) -> list[str]:
+    folder = rundir.restored(restore.ROUND)
+    fingerprint = run.stage_fingerprint(folder)
+    return _each_shard(run, folder, fingerprint, restore.open_restore, config.resources, uses_gpu=True)
+
+
+def _select(run: Run, config: Config) -> list[str]:
+    marker = select.select(run, select.load_policy(config.policy))
+    log.info("view %s: %s", marker["policy"]["name"], marker["counts"])
+    return []
+
+
+def _pack(run: Run, config: Config) -> list[str]:
+    view = select.load_policy(config.policy).name
+    fingerprint = pack.cleaned_fingerprint(run, view)
+    failures = _each_shard(run, rundir.CLEANED, fingerprint, pack.opener(view), config.resources)
+    if not failures:
+        pack.write_index_and_card(run, view)
+    return failures
+
+
+def _report(run: Run, config: Config) -> list[str]:
+    from pipelines.report import write_report
+
+    log.info("report: %s", write_report(run.root))
+    return []
+
+
+_STAGES: dict[str, Callable[[Run, Config], list[str]]] = {
+    "ingest": _ingest,
+    "restore": _restore,
+    "select": _select,
+    "pack": _pack,
+    "report": _report,
+}
+
+
+def _each_shard(
+    run: Run, folder: str, fingerprint: str, opener: workers.Opener, resources: Resources, *, uses_gpu: bool = False
+) -> list[str]:
+    """Bring every shard of a stage to be done; returns the paths that say which were given up and why."""
+    planned = run.shards()
+    todo = [s for s in planned if shards.why_not_done(run.url(folder), s, fingerprint) is not None]
+    failures: list[str] = []
+    with progress.bar(folder, total=len(planned), done=len(planned) - len(todo)) as advance:
+        for shard, outcome in workers.map_shards(run, folder, todo, opener, resources, uses_gpu=uses_gpu):
+            if isinstance(outcome, workers.GivenUp):
+                log.error("%s/%s is given up: %s", folder, shard, outcome.error.strip().splitlines()[-1])
+                failures.append(outcome.path)
+            else:
+                log.info("%s/%s: %s in %.1f s", folder, shard, outcome["counts"], outcome["seconds"])
+            advance(outcome.shard if isinstance(outcome, workers.GivenUp) else shard)
+    return failures
+
+
+def plan(root: str, config: Config, stages: Sequence[str]) -> str:
+    """What ``execute`` would do, in words; touches nothing."""
+    lines = [f"run directory {root}"]
+    try:
+        run = rundir.read(root)
+        listing = run.listing()
+        rows, shard_size = listing["rows"], listing["shard_size"]
+        done = {s.stage: s.done for s in status.stages(run)}
+    except CurateError:
+        rows, shard_size, done = _count(config), config.of_the_bytes()["dataset"]["shard_size"], {}
+    count = -(-rows // shard_size)
+    lines.append(f"source        {config.dataset.name}: {rows} samples in {count} shards of {shard_size}")
+    lines.append(f"restorer      {config.restore.restorer} ({checkpoint_of(config.restore.restorer)})")
+    folders = {"ingest": rundir.SOURCE, "restore": rundir.restored(restore.ROUND), "pack": rundir.CLEANED}
+    for stage in stages:
+        folder = folders.get(stage)
+        lines.append(f"{stage:<13} {count - done.get(folder, 0)} of {count} shards to do" if folder else stage)
+    return "\n".join(lines)
+
+
+def _count(config: Config) -> int:
+    wanted = config.dataset
+    if wanted.name == "sample":
+        rows = datasets.sample.COUNT
+    else:
+        rows = len(datasets.open_dataset(wanted.name, wanted.source, truth=wanted.truth).entries)
+    return min(rows, wanted.limit or rows)
