@@ -1,0 +1,82 @@
+"""The shard loop on a real Ray: everything is done or named, whatever dies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from manifests import attempts, rundir
+from manifests.errors import ConfigError, RunError
+from manifests.rundir import Run
+from pipelines.config import Resources
+from pipelines.workers import GivenUp, map_shards
+from tests.shard_work import open_broken, open_counting
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return rundir.create_or_open(str(tmp_path / "run"), "run", {})
+
+
+def outcomes(run: Run, shards: list[str], resources: Resources, **options: bool) -> tuple[list[str], list[str]]:
+    done, lost = [], []
+    for shard, outcome in map_shards(run, "source", shards, open_counting, resources, **options):
+        (lost if isinstance(outcome, GivenUp) else done).append(shard)
+    return sorted(done), sorted(lost)
+
+
+def times(run: Run) -> Counter[str]:
+    return Counter(p.name.rsplit(".", 1)[0] for p in (Path(run.root) / "traces").iterdir())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_shard_is_done_once(run: Run, workers: int, local_ray: None) -> None:
+    shards = [f"s-{i}" for i in range(7)]
+    assert outcomes(run, shards, Resources(workers=workers)) == (shards, [])
+    assert set(times(run).values()) == {1}
+
+
+def test_a_dead_actor_is_replaced_and_poison_is_named(run: Run, local_ray: None) -> None:
+    shards = ["poison-0", "s-1", "weak-2", "s-3", "s-4"]
+    done, lost = outcomes(run, shards, Resources(workers=2))
+    assert (done, lost) == (["s-1", "s-3", "s-4", "weak-2"], ["poison-0"])
+    assert times(run)["poison-0"] == attempts.MAX_ATTEMPTS and times(run)["weak-2"] == 2
+    assert [f["shard"] for f in attempts.given_up(run)] == ["poison-0"]
+    # The same call again does not touch it a fourth time, until it is forgiven.
+    assert outcomes(run, ["poison-0"], Resources(workers=1)) == ([], ["poison-0"])
+    assert times(run)["poison-0"] == attempts.MAX_ATTEMPTS
+    attempts.forgive(run, "source", "poison-0")
+    assert attempts.given_up(run) == [] and attempts.count(run, "source", "poison-0") == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_may_pass_is_tried_again_and_what_does_not_is_given_up(run: Run, workers: int, local_ray: None) -> None:
+    assert outcomes(run, ["flaky-0", "raises-1", "s-2"], Resources(workers=workers)) == (
+        ["flaky-0", "s-2"],
+        ["raises-1"],
+    )
+    assert times(run) == {"flaky-0": 3, "raises-1": 3, "s-2": 1}
+    (failure,) = attempts.given_up(run)
+    assert "the disk is on holiday" in failure["error"] and failure["attempts"] == 3
+
+
+def test_each_actor_sees_its_own_gpu_alone(run: Run, local_ray: None) -> None:
+    shards = [f"s-{i}" for i in range(8)]
+    assert outcomes(run, shards, Resources(workers=2, gpus_per_worker=1, cpus_per_worker=1), uses_gpu=True) == (
+        shards,
+        [],
+    )
+    seen = {p.read_text() for p in (Path(run.root) / "traces").iterdir()}
+    assert seen == {"0", "1"}
+
+
+def test_workers_that_cannot_start_end_the_stage(run: Run, local_ray: None) -> None:
+    with pytest.raises(RunError, match="no such model"):
+        list(map_shards(run, "source", ["s-0"], open_broken, Resources(workers=1)))
+
+
+def test_more_gpus_than_there_are_is_an_error_and_not_a_wait(run: Run, local_ray: None) -> None:
+    with pytest.raises(ConfigError, match="3 GPUs per worker"):
+        list(map_shards(run, "source", ["s-0"], open_counting, Resources(gpus_per_worker=3), uses_gpu=True))
