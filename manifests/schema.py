@@ -97,19 +97,23 @@ def _schema(table: str, *groups: list[pa.Field]) -> pa.Schema:
     return pa.schema(fields, metadata={"idm_table": table, "idm_schema_version": str(SCHEMA_VERSION)})
 
 
+_FILE = [
+    _field("source_name", pa.string(), "path of the file inside its source", nullable=False),
+    _field("container", pa.string(), "path or URL of the file or archive to open", nullable=False),
+    _field("member", pa.string(), "the file's name in a zip archive"),
+    _field("offset", pa.int64(), "first byte of the file in a tar archive, or of its header in a zip"),
+    _field("nbytes", pa.int64(), "length of the file, bytes, where the listing knows it"),
+    _field("error", pa.string(), "known before reading: the reason why this file cannot be used"),
+]
+
 #: The plan of the ingest stage, one row group a shard: where each source image lies. Written once per run.
 LISTING = _schema(
     "listing",
-    [IDENTITY[0], IDENTITY[1], IDENTITY[2]],
+    [IDENTITY[0], IDENTITY[1], *_FILE],
     [f for f in ORIGIN if f.name in {"label", "class_name", "group", "split", "upscale_factor", "metadata"}],
     [
         _field("pixel_md5", pa.string(), "MD5 of the decoded RGB pixels that the dataset's publisher states, hex"),
-        _field("container", pa.string(), "path or URL of the file or archive that holds the image", nullable=False),
-        _field("member", pa.string(), "the image's name in a zip archive"),
-        _field("offset", pa.int64(), "first byte of the image in a tar archive"),
-        _field("nbytes", pa.int64(), "length of the image in a tar archive, bytes"),
-        _field("problem", pa.string(), "known before reading: the reason why this entry cannot be used"),
-        _field("truth", pa.string(), "path or URL of the pristine image, where the damage was planted"),
+        _field("truth", pa.struct(_FILE), "the pristine image, where it is known"),
     ],
 )
 SOURCE = _schema("source", IDENTITY, ORIGIN, LOCATION, MEASUREMENTS)

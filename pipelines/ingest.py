@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,11 @@ def write_listing(run: Run, dataset: datasets.Dataset) -> dict[str, Any]:
     config = run.config["dataset"]
     entries = dataset.entries[: config["limit"]]
     if not entries:
-        raise SourceError(f"{dataset.source}: no images found; expected {datasets.layout_of(dataset.name)}")
+        raise SourceError(f"{dataset.source}: no images found. {datasets.how_to_get(dataset.name)}")
     shard_size, prefix = config["shard_size"], dataset.name
     sample_keys = keys.unique_keys([e.key for e in entries], [e.source_name for e in entries])
     rows = [
-        {
-            "key": key,
-            "shard": f"{prefix}-{i // shard_size:06d}",
-            **{name: getattr(entry, name) for name in schema.LISTING.names if name not in ("key", "shard")},
-        }
+        asdict(entry) | {"key": key, "shard": f"{prefix}-{i // shard_size:06d}"}
         for i, (key, entry) in enumerate(zip(sample_keys, entries, strict=True))
     ]
     with run.scratch() as scratch:
@@ -81,7 +78,8 @@ def ingest_shard(run: Run, shard: str, fingerprint: str, max_failed: float, scra
     Raises:
         ShardError: more samples than ``max_failed`` could not be used; nothing was written.
     """
-    planned = [{k: v for k, v in row.items() if k != "shard"} for row in listing.read(run, shard)]
+    # The truth is no business of this stage: whatever it decides must be decided without it.
+    planned = [{k: v for k, v in row.items() if k not in ("shard", "truth")} for row in listing.read(run, shard)]
     entries = [datasets.Entry(**row) for row in planned]
     with shards.StagedTar(scratch / f"{shard}.tar") as tar, shards.StagedTar(scratch / "aside.tar") as aside:
         rows = [_take_in(shard, entry, data, tar, aside) for entry, data in datasets.read_entries(entries)]

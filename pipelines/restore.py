@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manifests import listing, rundir, schema, shards, storage
+from manifests import listing, rundir, schema, shards
 from manifests.errors import ShardError
 from manifests.rundir import Run
-from pipelines import images
+from pipelines import datasets, images
 from pipelines.config import RestoreConfig
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # HxWx3
@@ -64,7 +64,8 @@ def restore_shard(
     with shards.StagedTar(scratch / f"{shard}.tar") as tar:
         for batch, pixels in _batches(run.url(rundir.SOURCE, f"{shard}.tar"), good):
             for row, source, outcome in zip(batch, pixels, _restore(restorer, config, batch, pixels), strict=True):
-                rows.append(_take_in(row, source, outcome, truths[row["key"]], tar))
+                truth = truths[row["key"]] and datasets.File(**truths[row["key"]])
+                rows.append(_take_in(row, source, outcome, truth, tar))
         shards.locate(rows, tar.close())
     broken = sum(str(r["reason"]).startswith("restorer_error") for r in rows)
     if len(rows) >= FEW and broken > config.max_failed * len(rows):
@@ -79,7 +80,7 @@ def _take_in(
     row: dict[str, Any],
     source: Pixels,
     outcome: Restoration | RuntimeError,
-    truth_url: str | None,
+    truth_file: datasets.File | None,
     tar: shards.StagedTar,
 ) -> dict[str, Any]:
     """The row of one sample after the restorer saw it; a candidate goes into the tar."""
@@ -87,7 +88,7 @@ def _take_in(
     if isinstance(outcome, RuntimeError):
         return row | {"status": "failed", "reason": f"restorer_error: {outcome}"}
     row |= {"severity": outcome.severity, "passes": outcome.passes, "evaluations": outcome.evaluations}
-    truth = images.decode(storage.read_bytes(truth_url)).rgb if truth_url else None
+    truth = images.decode(datasets.read_file(truth_file)).rgb if truth_file else None
     if truth is not None:
         row["truth_psnr_before"] = psnr(source, truth)
     if np.array_equal(outcome.image, source):

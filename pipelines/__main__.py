@@ -1,0 +1,5 @@
+"""``python -m pipelines`` is ``idm-curate``."""
+
+from pipelines.cli import main
+
+main()
