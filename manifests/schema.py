@@ -74,7 +74,9 @@ RESTORATION = [
     _field("passes", pa.int32(), "passes of the intrinsic iteration that were used; 0 when only looked at"),
     _field("evaluations", pa.int32(), "network evaluations spent on each pixel of this sample"),
     _field("psnr_source", pa.float32(), "PSNR between candidate and source, dB: how far it was changed"),
-    _field("truth_psnr_before", pa.float32(), "PSNR of the source to the known truth, dB"),
+    _field(
+        "truth_psnr_before", pa.float32(), "PSNR of the source to the known truth, dB; infinite if equal"
+    ),
     _field("truth_psnr_after", pa.float32(), "PSNR of the candidate to the known truth, dB"),
     *[_field(f"after_{f.name}", f.type, f"{f.name} of the candidate") for f in MEASUREMENTS],
 ]
@@ -99,7 +101,7 @@ def _schema(table: str, *groups: list[pa.Field]) -> pa.Schema:
 
 _FILE = [
     _field("source_name", pa.string(), "path of the file inside its source", nullable=False),
-    _field("container", pa.string(), "path or URL of the file or archive to open", nullable=False),
+    _field("container", pa.binary(), "path or URL to open; bytes, for file names need not be UTF-8", nullable=False),
     _field("member", pa.string(), "the file's name in a zip archive"),
     _field("offset", pa.int64(), "first byte of the file in a tar archive, or of its header in a zip"),
     _field("nbytes", pa.int64(), "length of the file, bytes, where the listing knows it"),

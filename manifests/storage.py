@@ -130,8 +130,19 @@ def write_bytes(data: bytes, url: str) -> None:
 
 
 def write_json(value: dict[str, Any], url: str) -> None:
-    """Write a JSON object whole or not at all; sorted and indented, so that equal values are equal bytes."""
-    write_bytes((json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode(), url)
+    """Write a JSON object whole or not at all."""
+    write_bytes(json_bytes(value), url)
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """Sorted and indented, so that equal values are equal bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def write_if_changed(data: bytes, url: str) -> None:
+    """Write a small file unless it is there already with these bytes."""
+    if not exists(url) or read_bytes(url) != data:
+        write_bytes(data, url)
 
 
 def retire(url: str, rubbish: Path) -> None:

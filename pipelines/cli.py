@@ -54,7 +54,22 @@ policy_option = click.option("--policy", metavar="NAME|FILE", help="A shipped po
 dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Print the plan and touch nothing.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Messages(click.Group):
+    """Turns our own errors into messages: 2 for what the user asked, 1 for what went wrong, 130 for Ctrl-C."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except CurateError as error:
+            message = click.ClickException(str(error))
+            message.exit_code = 2 if isinstance(error, ConfigError) else 1
+            raise message from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted; nothing is lost: the same command again continues.", err=True)
+            context.exit(130)
+
+
+@click.group(cls=_Messages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="idm-curate")
 @click.option("-v", "--verbose", is_flag=True, help="Say more of what is going on.")
 def cli(verbose: bool) -> None:
@@ -160,6 +175,51 @@ def ingest(root: str | None, dry_run: bool, retry_failed: bool, **options: Any) 
       idm-curate ingest --dataset imagenet --source /data/ILSVRC2012_img_train.tar
     """
     _work(_config(**options), root, ("ingest",), dry_run, retry_failed)
+
+
+@cli.command("train-idm")
+@click.option("--source", "sources", multiple=True, required=True, metavar="PATH", help="Good photographs; repeatable.")
+@click.option("--share", "shares", multiple=True, type=float, help="How often each source is drawn from.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the training.")
+@click.option("--preset", default="idm-64", show_default=True, help="Size of the model; see idm_core/presets.py.")
+@click.option("--nimg", type=click.IntRange(min=1), default=300_000, show_default=True, help="Length, in images seen.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images at once.")
+@click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches per step.")
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", help="Of the products.")
+@click.option("--compile", "compiled", is_flag=True, help="torch.compile the networks: minutes, then faster on GPUs.")
+@click.option("--lpips", is_flag=True, help="Add LPIPS to the loss; needs AlexNet's trunk, see `idm-curate doctor`.")
+@click.option("--device", default=None, metavar="cpu|cuda", help="[default: cuda where there is one]")
+@click.option(
+    "--calibrate-to",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help=("Train nothing: choose the threshold of the newest checkpoint in --out and write the result to FILE."),
+)
+def train_idm(sources: tuple[str, ...], shares: tuple[float, ...], lpips: bool, compiled: bool, **options: Any) -> None:
+    """Train a restorer on photographs of yours. The same command again goes on where it stopped.
+
+    \b
+    Examples:
+      idm-curate train-idm --source photos.zip --source faces/ --out models/mine --nimg 300000
+      idm-curate run --dataset folder --source raw/ --restorer models/mine/idm-64.safetensors
+    """
+    import torch
+
+    from pipelines import doctor
+    from pipelines.train_idm import calibrate, train_idm
+
+    device = options.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    target, out, preset = options.pop("calibrate_to"), options.pop("out"), options.pop("preset")
+    if target is not None:
+        click.echo(calibrate(out / f"{preset}.safetensors", sources, shares or None, to=target, device=device))
+        return
+    trunk = doctor.required(doctor.LPIPS_TRUNK) if lpips else None
+    click.echo(
+        train_idm(
+            sources, out, preset, shares=shares or None, lpips_trunk=trunk, compile=compiled, device=device, **options
+        )
+    )
 
 
 @cli.command()
@@ -287,18 +347,5 @@ def submit(address: str, no_wait: bool, command: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Entry point: our own errors are messages; 2 for what the user asked, 1 for what went wrong, 130 for Ctrl-C."""
-    try:
-        cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("Interrupted; nothing is lost: the same command again continues.", err=True)
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except ConfigError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
-    except CurateError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+    """Entry point."""
+    cli()

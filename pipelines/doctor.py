@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 
+from manifests.errors import ConfigError
+
 REQUIRED = ("torch", "torchvision", "ray", "webdataset", "pyarrow", "clean-fid", "lpips", "facexlib", "click")
 OPTIONAL = {"s3fs": "s3:// paths: pip install 'idm-curate[s3]'", "gcsfs": "gs:// paths: pip install 'idm-curate[gcs]'"}
 
@@ -22,18 +24,29 @@ class Weights:
     origin: str
 
 
-WEIGHTS = (
-    Weights(
-        "alexnet_features.safetensors",
-        "train-idm --lpips: the trunk of LPIPS",
-        "torchvision.models.alexnet(weights='DEFAULT').features, saved with safetensors under its own names",
-    ),
+LPIPS_TRUNK = Weights(
+    "alexnet_features.safetensors",
+    "train-idm --lpips: the trunk of LPIPS",
+    "torchvision.models.alexnet(weights='DEFAULT').features, saved with safetensors under its own names",
 )
+WEIGHTS = (LPIPS_TRUNK,)
 
 
 def weights_folder() -> Path:
     """Where weights of others are looked for: ``$IDM_WEIGHTS``, else ``~/.cache/idm-curate/weights``."""
     return Path(os.environ.get("IDM_WEIGHTS", "~/.cache/idm-curate/weights")).expanduser()
+
+
+def required(weights: Weights) -> Path:
+    """The path of a file that the work cannot do without.
+
+    Raises:
+        ConfigError: it is not in the weights folder.
+    """
+    path = weights_folder() / weights.file
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing, for {weights.use}; it is made of {weights.origin}")
+    return path
 
 
 def examine() -> Iterator[str]:

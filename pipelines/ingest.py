@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def write_listing(run: Run, dataset: datasets.Dataset) -> dict[str, Any]:
     ]
     with run.scratch() as scratch:
         staged = scratch / "listing.parquet"
-        pq.write_table(schema.table_from_rows(rows, schema.LISTING), staged, row_group_size=shard_size)
+        listing.write(staged, rows, shard_size)
         with staged.open("rb") as f:
             nbytes, digest = shards.sha256_of(f)
         storage.publish(staged, run.url(rundir.SOURCE, "listing.parquet"))
@@ -52,12 +52,26 @@ def write_listing(run: Run, dataset: datasets.Dataset) -> dict[str, Any]:
         "prefix": prefix,
         "bytes": nbytes,
         "sha256": digest,
+        "source_bytes": source_bytes(entries),
         "licence": dataset.licence,
         "homepage": dataset.homepage,
         "problems": list(dataset.problems),
     }
     storage.write_json(marker, run.url(rundir.SOURCE, "listing.json"))
     return marker
+
+
+def source_bytes(entries: Sequence[datasets.Entry]) -> int | None:
+    """What the images take up together, bytes; None where the listing of a remote source does not say."""
+    total = 0
+    for entry in entries:
+        nbytes = entry.nbytes
+        if nbytes is None and entry.error is None:
+            nbytes = storage.size(entry.container) if not storage.is_remote(entry.container) else None
+        if nbytes is None and entry.error is None:
+            return None
+        total += nbytes or 0
+    return total
 
 
 def open_ingest(run: Run, device: str) -> Callable[[str], dict[str, Any]]:

@@ -97,8 +97,9 @@ def write_index_and_card(run: Run, view: str) -> None:
             for s, m in markers.items()
         ],
     }
-    storage.write_json(index, run.url(rundir.CLEANED, "index.json"))
-    storage.write_bytes(dataset_card(run, view, list(markers.values())).encode(), run.url(rundir.CLEANED, "README.md"))
+    card = dataset_card(run, view, list(markers.values()))
+    storage.write_if_changed(storage.json_bytes(index), run.url(rundir.CLEANED, "index.json"))
+    storage.write_if_changed(card.encode(), run.url(rundir.CLEANED, "README.md"))
 
 
 def dataset_card(run: Run, view: str, markers: list[dict[str, Any]]) -> str:

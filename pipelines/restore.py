@@ -16,6 +16,7 @@ from manifests.errors import ShardError
 from manifests.rundir import Run
 from pipelines import datasets, images
 from pipelines.config import RestoreConfig
+from pipelines.datasets.reading import read_file
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # HxWx3
 
@@ -88,11 +89,11 @@ def _take_in(
     if isinstance(outcome, RuntimeError):
         return row | {"status": "failed", "reason": f"restorer_error: {outcome}"}
     row |= {"severity": outcome.severity, "passes": outcome.passes, "evaluations": outcome.evaluations}
-    truth = images.decode(datasets.read_file(truth_file)).rgb if truth_file else None
+    truth = images.decode(read_file(truth_file)).rgb if truth_file else None
     if truth is not None:
         row["truth_psnr_before"] = psnr(source, truth)
     if np.array_equal(outcome.image, source):
-        return row | {"status": "kept_original", "reason": "clean" if outcome.passes == 0 else "unchanged_by_restorer"}
+        return row | {"status": "kept_original", "reason": outcome.stop}
     candidate = images.encode_png(outcome.image)
     tar.add(row["key"], {"png": candidate})
     if truth is not None:
@@ -155,11 +156,11 @@ def measure_candidate(candidate: Pixels, source: Pixels) -> dict[str, Any]:
 
 
 def psnr(a: Pixels, b: Pixels) -> float | None:
-    """Peak signal-to-noise ratio of two uint8 images, dB; None where the sizes differ or the images are equal."""
+    """Peak signal-to-noise ratio of two uint8 images, dB, infinite if they are equal; None where the sizes differ."""
     if a.shape != b.shape:
         return None
     error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2))
-    return 10 * math.log10(255**2 / error) if error else None
+    return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 def _first_failure(rows: Sequence[dict[str, Any]]) -> str:

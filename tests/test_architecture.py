@@ -53,7 +53,7 @@ def test_stages_meet_only_in_files(stage: str) -> None:
 def test_nothing_imports_the_command_line() -> None:
     for package in ("idm_core", "manifests", "pipelines"):
         for path in modules(package):
-            assert "pipelines.cli" not in imports_of(path), path
+            assert "pipelines.cli" not in imports_of(path) or path.name == "__main__.py", path
 
 
 @pytest.mark.parametrize("command", ["status", "verify"])

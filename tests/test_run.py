@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 import pytest
 import webdataset as wds
 from click.testing import CliRunner
@@ -91,23 +91,36 @@ def test_damage_is_what_gets_restored(finished: Path) -> None:
     assert sum(d and r for d, r in zip(damaged, restored, strict=True)) >= 0.75 * sum(damaged)
 
 
-def test_webdataset_ray_and_wids_read_the_product(finished: Path, local_ray: None) -> None:
+def test_webdataset_ray_and_hugging_face_read_the_product(
+    finished: Path, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
-    import wids
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
 
     rows = {r["key"]: r for r in cleaned(finished).to_pylist()}
     tars = sorted(str(p) for p in (finished / "cleaned").glob("*.tar"))
     plain = {s["__key__"]: s for s in wds.WebDataset(tars, shardshuffle=False)}
     by_ray = {s["__key__"]: s for s in ray.data.read_webdataset(tars, decoder=None).take_all()}
-    indexed = wids.ShardListDataset(str(finished / "cleaned" / "index.json"), base=str(finished / "cleaned"))
-    by_wids = {s["__key__"]: s for s in (indexed[i] for i in range(len(indexed)))}
-    assert plain.keys() == by_ray.keys() == by_wids.keys() == rows.keys()
+    loaded = datasets.load_dataset("webdataset", data_files=tars, split="train", cache_dir=str(tmp_path))
+    by_face = {s["__key__"]: s for s in loaded}
+    assert plain.keys() == by_ray.keys() == by_face.keys() == rows.keys()
     for key, row in rows.items():
         assert hashlib.sha256(plain[key][row["ext"]]).hexdigest() == row["output_sha256"]
         assert plain[key]["cls"] == by_ray[key]["cls"] == str(row["label"]).encode()
-        assert by_wids[key][".cls"] == row["label"]
+        assert by_face[key]["cls"] == row["label"] and by_face[key]["png"].size == (row["width"], row["height"])
         assert json.loads(plain[key]["json"])["source_name"] == row["source_name"]
         assert ("ape", "bee")[row["label"]] == row["source_name"].split("/")[0] == row["class_name"]
+
+
+def test_the_wids_index_is_true(finished: Path) -> None:
+    index = json.loads((finished / "cleaned/index.json").read_text())
+    assert index["wids_version"] == 1
+    for shard in index["shardlist"]:
+        tar = finished / "cleaned" / shard["url"]
+        assert shard["filesize"] == tar.stat().st_size
+        assert shard["nsamples"] == len(list(wds.WebDataset(str(tar), shardshuffle=False)))
 
 
 def test_the_same_command_again_does_nothing(finished: Path, source: Path) -> None:
@@ -274,5 +287,6 @@ def test_a_kill_in_the_middle_then_the_same_command_gives_the_same_bytes(
 
 
 def test_manifests_open_without_this_project(finished: Path) -> None:
-    table = pq.read_table(finished / "cleaned", filters=[("status", "=", "restored")])
+    manifest = ds.dataset(finished / "cleaned", exclude_invalid_files=True)
+    table = manifest.to_table(filter=ds.field("status") == "restored")
     assert len(table) and {"severity", "severity_after", "psnr_source", "phash"} <= set(table.column_names)
