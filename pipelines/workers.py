@@ -143,11 +143,16 @@ def connect(resources: Resources) -> None:
         return
     address = resources.address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=True)
+        ray.init(address=address)
         return
     # "local" and never "auto": the stale record of an earlier cluster breaks a plain init. The store holds records
     # only, so it may be small.
-    ray.init(address="local", include_dashboard=False, object_store_memory=100_000_000, log_to_driver=True)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=100_000_000,
+        logging_level=logging.WARNING,
+    )
 
 
 def _placement(resources: Resources, uses_gpu: bool, shards: int) -> tuple[int, float]:
