@@ -62,6 +62,20 @@ def stages(run: Run) -> Iterator[StageStatus]:
         yield StageStatus(folder, len(done), len(planned), dict(sorted(counts.items())))
 
 
+def digest(run: Run) -> str:
+    """Changes with anything that a stage committed or gave up: what a report is of."""
+    markers = []
+    for folder, _ in shard_stages(run):
+        for shard in run.shards():
+            try:
+                markers.append(storage.read_json(run.url(folder, f"{shard}.json")))
+            except FileNotFoundError:
+                markers.append({})
+    names = storage.list_names(run.url("views"), ".json")
+    chosen = [storage.read_json(run.url("views", n)) for n in names]
+    return rundir.fingerprint(run.listing(), markers, chosen, attempts.given_up(run))
+
+
 def views(run: Run) -> dict[str, dict[str, int]]:
     """Samples by status of each view that was selected."""
     names = storage.list_names(run.url("views"), ".json")

@@ -81,29 +81,32 @@ def open_ingest(run: Run, device: str) -> Callable[[str], dict[str, Any]]:
 
     def work(shard: str) -> dict[str, Any]:
         with run.scratch() as scratch:
-            return ingest_shard(run, shard, fingerprint, config.max_failed, scratch)
+            return ingest_shard(run, shard, fingerprint, config, scratch)
 
     return work
 
 
-def ingest_shard(run: Run, shard: str, fingerprint: str, max_failed: float, scratch: Path) -> dict[str, Any]:
+def ingest_shard(run: Run, shard: str, fingerprint: str, config: IngestConfig, scratch: Path) -> dict[str, Any]:
     """Write one source shard, by way of the ``scratch`` folder; returns its marker.
 
     Raises:
-        ShardError: more samples than ``max_failed`` could not be used; nothing was written.
+        ShardError: more samples than ``config.max_failed`` could not be used; nothing was written.
     """
     # The truth is no business of this stage: whatever it decides must be decided without it.
     planned = [{k: v for k, v in row.items() if k not in ("shard", "truth")} for row in listing.read(run, shard)]
     entries = [datasets.Entry(**row) for row in planned]
     with shards.StagedTar(scratch / f"{shard}.tar") as tar, shards.StagedTar(scratch / "aside.tar") as aside:
-        rows = [_take_in(shard, entry, data, tar, aside) for entry, data in datasets.read_entries(entries)]
+        rows = [
+            _take_in(shard, entry, data, config.max_pixels, tar, aside)
+            for entry, data in datasets.read_entries(entries)
+        ]
         shards.locate(rows, tar.close())
         kept_aside = len(aside.close())
     counts = Counter(r["status"] for r in rows)
-    if len(rows) >= FEW and counts["failed"] > max_failed * len(rows):
+    if len(rows) >= FEW and counts["failed"] > config.max_failed * len(rows):
         reasons = Counter(str(r["reason"]).split(":")[0] for r in rows if r["status"] == "failed").most_common(3)
         raise ShardError(
-            f"{shard}: {counts['failed']} of {len(rows)} samples failed, more than ingest.max_failed={max_failed:g} "
+            f"{shard}: {counts['failed']} of {len(rows)} samples failed, more than ingest.max_failed={config.max_failed:g} "
             f"allows: {', '.join(f'{n} x {r}' for r, n in reasons)}"
         )
     if kept_aside:
@@ -115,7 +118,12 @@ def ingest_shard(run: Run, shard: str, fingerprint: str, max_failed: float, scra
 
 
 def _take_in(
-    shard: str, entry: datasets.Entry, data: bytes | SampleError, tar: shards.StagedTar, aside: shards.StagedTar
+    shard: str,
+    entry: datasets.Entry,
+    data: bytes | SampleError,
+    max_pixels: int,
+    tar: shards.StagedTar,
+    aside: shards.StagedTar,
 ) -> dict[str, Any]:
     """The row of one source image; its bytes go into the shard, or aside if they cannot be used."""
     row: dict[str, Any] = {
@@ -128,7 +136,7 @@ def _take_in(
         if isinstance(data, SampleError):
             raise data
         row |= {"source_bytes": len(data), "source_sha256": hashlib.sha256(data).hexdigest()}
-        row |= describe(entry, data)
+        row |= describe(entry, data, max_pixels)
     except SampleError as error:
         if isinstance(data, bytes):
             aside.add(entry.key, {"bin": data})
@@ -138,7 +146,7 @@ def _take_in(
     return row
 
 
-def describe(entry: datasets.Entry, data: bytes) -> dict[str, Any]:
+def describe(entry: datasets.Entry, data: bytes, max_pixels: int) -> dict[str, Any]:
     """Columns that are read off one image: what it is, and every measurement that needs no reference.
 
     Raises:
@@ -146,11 +154,9 @@ def describe(entry: datasets.Entry, data: bytes) -> dict[str, Any]:
     """
     from pipelines import measure
 
-    decoded = images.decode(data)
-    if entry.pixel_md5 is not None:
-        found = hashlib.md5(decoded.rgb.tobytes(), usedforsecurity=False).hexdigest()
-        if found != entry.pixel_md5:
-            raise SampleError("pixel_md5_mismatch", f"published {entry.pixel_md5}, found {found}")
+    decoded = images.decode(data, max_pixels=max_pixels, with_md5=entry.pixel_md5 is not None)
+    if decoded.pixel_md5 != entry.pixel_md5:
+        raise SampleError("pixel_md5_mismatch", f"published {entry.pixel_md5}, found {decoded.pixel_md5}")
     return {
         "ext": images.extension(decoded.format),
         "format": decoded.format,

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manifests import listing, rundir, schema, shards
-from manifests.errors import ShardError
+from manifests.errors import SampleError, ShardError, SourceError
 from manifests.rundir import Run
 from pipelines import datasets, images
 from pipelines.config import RestoreConfig
-from pipelines.datasets.reading import read_file
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # HxWx3
 
@@ -57,16 +56,15 @@ def restore_shard(
     Raises:
         ShardError: the restorer failed on more samples than ``config.max_failed``; nothing was written.
     """
-    truths = {row["key"]: row["truth"] for row in listing.read(run, shard)}
     columns = ["key", "shard", "source_name", "status", "reason", "offset", "nbytes"]
     planned: list[dict[str, Any]] = shards.read_rows(run.url(rundir.SOURCE), shard, columns).to_pylist()
     rows = [r for r in planned if r["status"] == "failed"]
     good = [r for r in planned if r["status"] != "failed"]
+    truths = _read_truths(run, shard, good)
     with shards.StagedTar(scratch / f"{shard}.tar") as tar:
         for batch, pixels in _batches(run.url(rundir.SOURCE, f"{shard}.tar"), good):
             for row, source, outcome in zip(batch, pixels, _restore(restorer, config, batch, pixels), strict=True):
-                truth = truths[row["key"]] and datasets.File(**truths[row["key"]])
-                rows.append(_take_in(row, source, outcome, truth, tar))
+                rows.append(_take_in(row, source, outcome, next(truths), tar))
         shards.locate(rows, tar.close())
     broken = sum(str(r["reason"]).startswith("restorer_error") for r in rows)
     if len(rows) >= FEW and broken > config.max_failed * len(rows):
@@ -81,7 +79,7 @@ def _take_in(
     row: dict[str, Any],
     source: Pixels,
     outcome: Restoration | RuntimeError,
-    truth_file: datasets.File | None,
+    truth: Pixels | None,
     tar: shards.StagedTar,
 ) -> dict[str, Any]:
     """The row of one sample after the restorer saw it; a candidate goes into the tar."""
@@ -89,7 +87,6 @@ def _take_in(
     if isinstance(outcome, RuntimeError):
         return row | {"status": "failed", "reason": f"restorer_error: {outcome}"}
     row |= {"severity": outcome.severity, "passes": outcome.passes, "evaluations": outcome.evaluations}
-    truth = images.decode(read_file(truth_file)).rgb if truth_file else None
     if truth is not None:
         row["truth_psnr_before"] = psnr(source, truth)
     if np.array_equal(outcome.image, source):
@@ -108,6 +105,27 @@ def _take_in(
         "output_sha256": hashlib.sha256(candidate).hexdigest(),
         **measure_candidate(outcome.image, source),
     }
+
+
+def _read_truths(run: Run, shard: str, rows: Sequence[dict[str, Any]]) -> Iterator[Pixels | None]:
+    """The pristine image of each row, in order; None where there is none. Each archive is opened once.
+
+    Raises:
+        SourceError: a truth was announced and cannot be read.
+    """
+    known = {r["key"]: datasets.File(**r["truth"]) for r in listing.read(run, shard) if r["truth"] is not None}
+    read = datasets.read_entries([known[r["key"]] for r in rows if r["key"] in known])
+    for row in rows:
+        if row["key"] not in known:
+            yield None
+            continue
+        file, data = next(read)
+        try:
+            if isinstance(data, SampleError):
+                raise data
+            yield images.decode(data).rgb
+        except SampleError as error:
+            raise SourceError(f"--truth: {file.source_name} in {file.container}: {error}") from error
 
 
 def _batches(tar_url: str, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], list[Pixels]]]:

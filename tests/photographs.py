@@ -15,7 +15,8 @@ Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 def crops(count: int, side: int = 64) -> list[Pixels]:
     """``count`` distinct crops of astronaut, coffee and chelsea, brought down by half so that they are sharp."""
     found: list[Pixels] = []
-    for photo in (skimage_data.astronaut(), skimage_data.coffee(), skimage_data.chelsea()):
+    photographs: list[Pixels] = [getattr(skimage_data, name)() for name in ("astronaut", "coffee", "chelsea")]
+    for photo in photographs:
         small = np.asarray(
             Image.fromarray(photo).resize((photo.shape[1] // 2, photo.shape[0] // 2), Image.Resampling.BOX)
         )

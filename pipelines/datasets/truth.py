@@ -1,0 +1,30 @@
+"""Pristine images that are known for a dataset, found by name: only ever measured against, never read by a decision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from manifests.errors import SourceError
+from pipelines.datasets.entry import Entry
+from pipelines.datasets.files import common_folder, split_images, stem_of
+from pipelines.datasets.listing import list_files
+
+
+def with_truth(entries: list[Entry], source: str) -> list[Entry]:
+    """Give each entry its pristine image out of a folder, zip or tar with the same names; suffixes may differ.
+
+    Names count below the folder that all of one side share, so ``a/x.jpg`` in ``damaged.zip`` finds ``b/x.png``.
+
+    Raises:
+        SourceError: not one entry finds its truth, or two files there have the same name but for their suffix.
+    """
+    images, _ = split_images(list_files(source).files)
+    there = common_folder(f.source_name for f in images)
+    truths = {stem_of(f.source_name.removeprefix(there)): f for f in images}
+    if len(truths) < len(images):
+        raise SourceError(f"{source}: {len(images) - len(truths)} names occur twice but for their suffix")
+    here = common_folder(e.source_name for e in entries)
+    matched = [replace(e, truth=truths.get(stem_of(e.source_name.removeprefix(here)))) for e in entries]
+    if not any(e.truth for e in matched):
+        raise SourceError(f"{source} holds no image named like those of the dataset, such as {entries[0].source_name}")
+    return matched
