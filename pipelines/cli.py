@@ -61,9 +61,8 @@ class _Messages(click.Group):
         try:
             return super().invoke(context)
         except CurateError as error:
-            message = click.ClickException(str(error))
-            message.exit_code = 2 if isinstance(error, ConfigError) else 1
-            raise message from error
+            click.echo(f"Error: {error}", err=True)
+            context.exit(2 if isinstance(error, ConfigError) else 1)
         except KeyboardInterrupt:
             click.echo("Interrupted; nothing is lost: the same command again continues.", err=True)
             context.exit(130)

@@ -106,8 +106,8 @@ def ingest_shard(run: Run, shard: str, fingerprint: str, config: IngestConfig, s
     if len(rows) >= FEW and counts["failed"] > config.max_failed * len(rows):
         reasons = Counter(str(r["reason"]).split(":")[0] for r in rows if r["status"] == "failed").most_common(3)
         raise ShardError(
-            f"{shard}: {counts['failed']} of {len(rows)} samples failed, more than ingest.max_failed={config.max_failed:g} "
-            f"allows: {', '.join(f'{n} x {r}' for r, n in reasons)}"
+            f"{shard}: {counts['failed']} of {len(rows)} samples failed, more than "
+            f"ingest.max_failed={config.max_failed:g} allows: {', '.join(f'{n} x {r}' for r, n in reasons)}"
         )
     if kept_aside:
         storage.publish(scratch / "aside.tar", run.url("failures", f"source-{shard}.tar"))

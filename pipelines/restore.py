@@ -150,8 +150,9 @@ def _restore(
 
     def run(lo: int, hi: int) -> list[Restoration]:
         keys = [r["key"] for r in rows[lo:hi]]
-        options = {"threshold": config.threshold, "steps": config.steps, "passes": config.passes}
-        return restorer.restore(pixels[lo:hi], keys, **options)
+        return restorer.restore(
+            pixels[lo:hi], keys, threshold=config.threshold, steps=config.steps, passes=config.passes
+        )
 
     try:
         return [*run(0, len(rows))]
