@@ -101,6 +101,11 @@ class Run:
         return fingerprint(self.stage_fingerprint(restored(1)), "view", policy)
 
 
+def cleaned_fingerprint(view_marker: dict[str, Any]) -> str:
+    """What the product depends on: all that the view it is packed from depends on."""
+    return fingerprint(view_marker["fingerprint"], CLEANED)
+
+
 def create_or_open(root: str, name: str, config: dict[str, Any]) -> Run:
     """Open a run directory, writing ``run.json`` if it is new.
 

@@ -74,9 +74,7 @@ RESTORATION = [
     _field("passes", pa.int32(), "passes of the intrinsic iteration that were used; 0 when only looked at"),
     _field("evaluations", pa.int32(), "network evaluations spent on each pixel of this sample"),
     _field("psnr_source", pa.float32(), "PSNR between candidate and source, dB: how far it was changed"),
-    _field(
-        "truth_psnr_before", pa.float32(), "PSNR of the source to the known truth, dB; infinite if equal"
-    ),
+    _field("truth_psnr_before", pa.float32(), "PSNR of the source to the known truth, dB; infinite if equal"),
     _field("truth_psnr_after", pa.float32(), "PSNR of the candidate to the known truth, dB"),
     *[_field(f"after_{f.name}", f.type, f"{f.name} of the candidate") for f in MEASUREMENTS],
 ]

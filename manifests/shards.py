@@ -199,9 +199,17 @@ def why_not_done(folder: str, shard: str, fingerprint: str | None, *, hashes: bo
 
 
 def read_rows(folder: str, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The shard's manifest, or some of its columns."""
-    with storage.open_read(storage.join(folder, f"{shard}.parquet")) as f:
-        return pq.read_table(f, columns=list(columns) if columns is not None else None)
+    """The shard's manifest, or some of its columns.
+
+    Raises:
+        ShardError: it is missing or no Parquet file.
+    """
+    url = storage.join(folder, f"{shard}.parquet")
+    try:
+        with storage.open_read(url) as f:
+            return pq.read_table(f, columns=list(columns) if columns is not None else None)
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise ShardError(f"{url}: {error}; run `verify`") from error
 
 
 def read_samples(tar_url: str, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:

@@ -33,8 +33,7 @@ def shard_stages(run: Run) -> list[tuple[str, str | None]]:
     cleaned = None
     if view is not None:
         try:
-            of_view = storage.read_json(run.url("views", f"{view}.json"))["fingerprint"]
-            cleaned = rundir.fingerprint(of_view, rundir.CLEANED)
+            cleaned = rundir.cleaned_fingerprint(storage.read_json(run.url("views", f"{view}.json")))
         except FileNotFoundError:
             cleaned = "its view is missing"
     return [*folders, (rundir.CLEANED, cleaned)]

@@ -42,7 +42,7 @@ def cleaned_fingerprint(run: Run, view: str) -> str:
         marker = storage.read_json(run.url("views", f"{view}.json"))
     except FileNotFoundError:
         raise RunError(f"{run.root}: there is no view {view!r}; run `idm-curate select` first") from None
-    return rundir.fingerprint(marker["fingerprint"], rundir.CLEANED)
+    return rundir.cleaned_fingerprint(marker)
 
 
 def pack_shard(run: Run, shard: str, view: str, fingerprint: str, scratch: Path) -> dict[str, Any]:

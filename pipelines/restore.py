@@ -71,8 +71,12 @@ def restore_shard(
         raise ShardError(f"{shard}: the restorer failed on {broken} of {len(rows)} samples: {_first_failure(rows)}")
     return shards.commit(
         run.url(rundir.restored(ROUND)), shard, fingerprint, tar.path, rows, schema.RESTORED, rubbish=run.staging,
-        extra={"stage": rundir.restored(ROUND)},
+        extra={"stage": rundir.restored(ROUND), "threshold": _threshold(restorer, config)},
     )  # fmt: skip
+
+
+def _threshold(restorer: Restorer, config: RestoreConfig) -> float:
+    return restorer.config.threshold if config.threshold is None else config.threshold
 
 
 def _take_in(

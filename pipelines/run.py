@@ -95,6 +95,8 @@ def execute(run: Run, config: Config, stages: Sequence[str], *, retry_failed: bo
     for stage in stages:
         failures = _STAGES[stage](run, config)
         if failures:
+            if "report" in stages:  # of what there is, the failures above all
+                _report(run, config)
             return Outcome(run.root, tuple(failures))
     return Outcome(run.root, ())
 
@@ -144,14 +146,11 @@ def _pack(run: Run, config: Config) -> list[str]:
 def _report(run: Run, config: Config) -> list[str]:
     from pipelines.report import write_report
 
-    # Which evidence the report is of stands beside it, so that a finished run ends here at once.
-    url, of = (
-        run.url("report.of.json"),
-        {"evidence": status.digest(run), "view": select.load_policy(config.policy).name},
-    )
-    if not (storage.exists(url) and storage.read_json(url) == of and storage.exists(run.url("report.html"))):
-        log.info("report: %s", write_report(run.root))
-        storage.write_json(of, url)
+    # The report says which evidence it is of, so that a finished run ends here at once.
+    url = run.url("report.json")
+    if not (storage.exists(url) and storage.read_json(url).get("evidence") == status.digest(run)):
+        write_report(run.root)
+        log.info("report: %s", run.url("report.html"))
     return []
 
 
