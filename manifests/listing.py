@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from manifests import schema, storage
+from manifests import schema, shards, storage
 from manifests.rundir import SOURCE, Run
 
 
@@ -22,8 +22,8 @@ def write(path: Path, rows: Sequence[dict[str, Any]], shard_size: int) -> None:
 def read(run: Run, shard: str) -> list[dict[str, Any]]:
     """The shard's part of the listing: rows by ``schema.LISTING``, sorted by key, containers as ``str``."""
     with storage.open_read(run.url(SOURCE, "listing.parquet")) as f:
-        table = pq.ParquetFile(f).read_row_group(int(shard.rsplit("-", 1)[1]))
-    return [_with_container(row, os.fsdecode) for row in table.sort_by("key").to_pylist()]
+        rows = shards.read_parquet_of(f, shard)
+    return sorted((_with_container(row, os.fsdecode) for row in rows), key=lambda row: str(row["key"]))
 
 
 def _with_container(row: dict[str, Any], code: Any) -> dict[str, Any]:

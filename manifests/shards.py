@@ -198,6 +198,29 @@ def why_not_done(folder: str, shard: str, fingerprint: str | None, *, hashes: bo
     return None
 
 
+def read_parquet(stream: IO[bytes], columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file, or some of its columns.
+
+    Not by ``pq.read_table``, which imports pyarrow.dataset and pandas for it; and without threads, which Arrow may tear
+    down before they have begun when the interpreter ends soon after (apache/arrow #34314, #50482: exit status 134).
+    """
+    return pq.ParquetFile(stream).read(columns=list(columns) if columns is not None else None, use_threads=False)
+
+
+def read_parquet_of(stream: IO[bytes], shard: str) -> list[dict[str, Any]]:
+    """The rows of one shard in a Parquet file that holds many; reads the row groups alone that can hold any."""
+    file = pq.ParquetFile(stream)
+    metadata = file.metadata
+    column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == "shard")
+    found = []
+    for i in range(metadata.num_row_groups):
+        bounds = metadata.row_group(i).column(column).statistics
+        if bounds is None or not bounds.has_min_max or bounds.min <= shard <= bounds.max:
+            rows = file.read_row_group(i, use_threads=False).to_pylist()
+            found += [r for r in rows if r["shard"] == shard]
+    return found
+
+
 def read_rows(folder: str, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The shard's manifest, or some of its columns.
 
@@ -207,7 +230,7 @@ def read_rows(folder: str, shard: str, columns: Sequence[str] | None = None) -> 
     url = storage.join(folder, f"{shard}.parquet")
     try:
         with storage.open_read(url) as f:
-            return pq.read_table(f, columns=list(columns) if columns is not None else None)
+            return read_parquet(f, columns)
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise ShardError(f"{url}: {error}; run `verify`") from error
 

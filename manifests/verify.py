@@ -76,8 +76,6 @@ def _foreign(url: str, planned: list[str]) -> list[str]:
 
 
 def _view(run: Run, name: str, keys: list[str], hashes: bool) -> Iterator[str]:
-    import pyarrow.parquet as pq
-
     marker = storage.read_json(run.url("views", f"{name}.json"))
     url = run.url("views", f"{name}.parquet")
     recorded = marker["files"]["parquet"]
@@ -87,7 +85,7 @@ def _view(run: Run, name: str, keys: list[str], hashes: bool) -> Iterator[str]:
     with storage.open_read(url) as f:
         if hashes and shards.sha256_of(f)[1] != recorded["sha256"]:
             yield f"views/{name}.parquet: another SHA-256 than its marker says"
-        table = pq.read_table(f, columns=["key", "status"])
+        table = shards.read_parquet(f, ["key", "status"])
     if table["key"].to_pylist() != keys:
         yield f"views/{name}: its keys are not those of the listing"
     if dict(Counter(table["status"].to_pylist())) != marker["counts"]:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from manifests import rundir, schema, shards, storage
 from manifests.errors import RunError
@@ -182,7 +181,7 @@ def _joined(table: pa.Table, later: pa.Table) -> pa.Table:
 def _decisions(run: Run, view: str) -> dict[str, pa.Table]:
     """The view, cut into shards; its rows lie shard by shard."""
     with storage.open_read(run.url("views", f"{view}.parquet")) as f:
-        table = pq.read_table(f, columns=["key", "shard", *_FROM_VIEW])
+        table = shards.read_parquet(f, ["key", "shard", *_FROM_VIEW])
     runs = pc.run_end_encode(table["shard"].combine_chunks())
     ends = runs.run_ends.to_pylist()
     starts = [0, *ends[:-1]]
@@ -196,7 +195,7 @@ def _duplicates(run: Run) -> pa.Table | None:
     if not storage.exists(run.url(rundir.SOURCE, "duplicates.parquet")):
         return None
     with storage.open_read(run.url(rundir.SOURCE, "duplicates.parquet")) as f:
-        return pq.read_table(f, columns=["key", *schema.names(schema.DUPLICATES)])
+        return shards.read_parquet(f, ["key", *schema.names(schema.DUPLICATES)])
 
 
 def _encoded(table: pa.Table) -> pa.Table:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
 from manifests import rundir, schema, shards, storage
@@ -54,7 +53,7 @@ def pack_shard(run: Run, shard: str, view: str, fingerprint: str, scratch: Path)
     source = {r["key"]: r for r in shards.read_rows(run.url(rundir.SOURCE), shard).to_pylist()}
     restored = {r["key"]: r for r in shards.read_rows(run.url(rundir.restored(1)), shard).to_pylist()}
     with storage.open_read(run.url("views", f"{view}.parquet")) as f:
-        decided = pq.read_table(f, filters=[("shard", "=", shard)]).to_pylist()
+        decided = shards.read_parquet_of(f, shard)
     if [r["key"] for r in decided] != list(source):
         raise ShardError(f"views/{view}.parquet: its keys of shard {shard} are not the source's; run `verify`")
     rows = []

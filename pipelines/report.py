@@ -135,7 +135,7 @@ def _counts(evidence: Evidence) -> list[dict[str, Any]]:
     """Samples by status and reason (without the reason's detail), most first."""
     token = pc.replace_substring_regex(evidence.table["reason"], r"(?s):.*", "")
     table = pa.table({"status": evidence.table["status"].cast(pa.string()), "reason": token})
-    rows = table.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    rows = table.group_by(["status", "reason"], use_threads=False).aggregate([([], "count_all")]).to_pylist()
     rows.sort(key=lambda r: (-r["count_all"], r["status"], r["reason"] or ""))
     total = max(1, len(evidence.table))
     counts = [

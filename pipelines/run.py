@@ -47,16 +47,18 @@ def checkpoint_of(restorer: str) -> Path:
     return path
 
 
-def resolve(config: Config) -> Config:
+def resolve(config: Config, stages: Sequence[str]) -> Config:
     """Fill in what the user left open and check what can be checked before anything is written.
 
     Raises:
         ConfigError: the restorer or the policy does not exist, or another checkpoint was announced.
     """
-    with checkpoint_of(config.restore.restorer).open("rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-    if config.restore.sha256 not in (None, digest):
-        raise ConfigError(f"restore.sha256={config.restore.sha256}: the checkpoint's SHA-256 is {digest}")
+    digest = config.restore.sha256
+    if digest is None or "restore" in stages:  # deciding and packing go on when the checkpoint is long gone
+        with checkpoint_of(config.restore.restorer).open("rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        if config.restore.sha256 not in (None, digest):
+            raise ConfigError(f"restore.sha256={config.restore.sha256}: the checkpoint's SHA-256 is {digest}")
     select.load_policy(config.policy)
     paths = {"source": _absolute(config.dataset.source), "truth": _absolute(config.dataset.truth)}
     return config.model_copy(

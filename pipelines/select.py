@@ -91,7 +91,7 @@ def select(run: Run, policy: Policy) -> dict[str, Any]:
     if storage.exists(url) and storage.read_json(url)["fingerprint"] == fingerprint:
         return storage.read_json(url)
     with storage.open_read(run.url(rundir.SOURCE, "duplicates.parquet")) as f:
-        duplicates = {row["key"]: row for row in pq.read_table(f).to_pylist()}
+        duplicates = {row["key"]: row for row in shards.read_parquet(f).to_pylist()}
     if storage.exists(url):
         storage.retire(url, run.staging)
     counts: Counter[str] = Counter()
