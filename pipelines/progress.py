@@ -33,26 +33,33 @@ def logged_to(run: Run) -> Iterator[None]:
 @contextlib.contextmanager
 def bar(title: str, total: int, done: int) -> Iterator[Callable[[str], None]]:
     """Progress over shards with rate and time left; the yielded function is called once a shard with its name."""
+    start, finished = time.monotonic(), 0
+
+    def count() -> tuple[float, float]:
+        """Another shard: shards a minute so far, and seconds left at that rate."""
+        nonlocal finished
+        finished += 1
+        elapsed = time.monotonic() - start
+        return finished / elapsed * 60, elapsed / finished * (total - done - finished)
+
     if not sys.stderr.isatty():
-        start, finished = time.monotonic(), 0
 
         def say(shard: str) -> None:
-            nonlocal finished
-            finished += 1
-            elapsed = time.monotonic() - start
-            left = elapsed / finished * (total - done - finished)
-            print(
-                f"{title}: {done + finished}/{total} shards, {finished / elapsed * 60:.1f} a minute, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            rate, left = count()
+            text = f"{title}: {done + finished}/{total} shards, {rate:.1f} a minute, {left:.0f} s left"
+            print(text, file=sys.stderr, flush=True)
 
         yield say
         return
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(title, total=total, completed=done)
-        yield lambda shard: shown.advance(task)
+        task = shown.add_task(title, total=total, completed=done, rate="")
+
+        def show(shard: str) -> None:
+            rate, _ = count()
+            shown.update(task, advance=1, rate=f"{rate:.1f} shards a minute")
+
+        yield show

@@ -1,0 +1,228 @@
+"""The restorer: leaves alone what is good, improves what is not, and is the same whatever is restored beside it."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from idm_core import Restorer, load_restorer
+from idm_core.degradations import RECIPES, degrade
+from idm_core.restorer import Photograph
+from idm_core.tiles import LARGEST, OVERLAP, apply_tiled, cut, pad_reflected, tiles_of, tiles_per_batch
+from pipelines.split import split_of
+
+
+@pytest.fixture(scope="module")
+def restorer() -> Restorer:
+    return load_restorer("idm-64")
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[Photograph]:
+    """64-pixel crops of photographs that come with scikit-image, reduced threefold: sharp and free of artefacts."""
+    from skimage import data
+
+    crops = []
+    for photo in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket()):
+        small = Image.fromarray(photo).reduce(3)
+        pixels = np.asarray(small)
+        for y in range(0, pixels.shape[0] - 63, 36):
+            crops += [pixels[y : y + 64, x : x + 64].copy() for x in range(0, pixels.shape[1] - 63, 36)]
+    return crops[:24]
+
+
+def damaged(images: list[Photograph], recipe: str) -> list[Photograph]:
+    keys = [str(i) for i in range(len(images))]
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    y = degrade(pixels, RECIPES[recipe], keys, seed=7)[0]
+    return list((y * 255).round().byte().permute(0, 2, 3, 1).numpy())
+
+
+def psnr(a: Photograph, b: Photograph) -> float:
+    return float(-10 * np.log10(max(np.mean((a / 255.0 - b / 255.0) ** 2), 1e-9)))
+
+
+def mean_psnr(truth: list[Photograph], images: list[Photograph]) -> float:
+    return float(np.mean([psnr(a, b) for a, b in zip(truth, images, strict=True)]))
+
+
+def names(count: int) -> list[str]:
+    return [f"key{i}" for i in range(count)]
+
+
+@pytest.mark.parametrize("recipe", ["mild", "heavy"])
+def test_damaged_photographs_come_nearer_to_the_truth(
+    restorer: Restorer, photographs: list[Photograph], recipe: str
+) -> None:
+    y = damaged(photographs, recipe)
+    restored = [r.image for r in restorer.restore(y, names(len(y)))]
+    assert mean_psnr(photographs, restored) > mean_psnr(photographs, y) + 0.3
+
+
+@pytest.mark.parametrize("recipe", ["mild", "heavy"])
+def test_held_out_damaged_faces_come_nearer_to_the_truth(restorer: Restorer, data: Path, recipe: str) -> None:
+    faces = []
+    with zipfile.ZipFile(data / "faces-sharp.zip") as archive:
+        held_out = [n for n in sorted(archive.namelist()) if not n.endswith("/") and split_of(n) == "test"]
+        for name in held_out[:48]:
+            photo = Image.open(io.BytesIO(archive.read(name))).convert("RGB")
+            side = min(photo.size)
+            box = ((photo.width - side) // 2, (photo.height - side) // 2)
+            square = photo.crop((*box, box[0] + side, box[1] + side))
+            faces.append(np.asarray(square.resize((64, 64), Image.Resampling.LANCZOS)))
+    y = damaged(faces, recipe)
+    restored = [r.image for r in restorer.restore(y, names(len(y)))]
+    assert mean_psnr(faces, restored) > mean_psnr(faces, y) + 0.8
+
+
+def test_severity_tells_damage_from_none(restorer: Restorer, photographs: list[Photograph]) -> None:
+    clean, mild, heavy = (
+        np.median(restorer.severity(x)) for x in (photographs, *(damaged(photographs, r) for r in ("mild", "heavy")))
+    )
+    assert clean < restorer.config.threshold < mild < heavy
+
+
+def test_under_the_threshold_it_is_the_same_object(restorer: Restorer, photographs: list[Photograph]) -> None:
+    for image, result in zip(photographs, restorer.restore(photographs, names(24), threshold=1.1), strict=True):
+        assert result.image is image
+        assert (result.passes, result.evaluations, result.stop) == (0, 0, "clean")
+        assert result.severity_after == result.severity < 1.1
+
+
+def test_clean_photographs_mostly_are_under_the_threshold(restorer: Restorer, photographs: list[Photograph]) -> None:
+    untouched = [r.image is i for r, i in zip(restorer.restore(photographs, names(24)), photographs, strict=True)]
+    assert np.mean(untouched) >= 0.9
+
+
+@pytest.mark.parametrize(("steps", "passes"), [(1, 1), (2, 2)])
+def test_neighbours_do_not_matter(restorer: Restorer, photographs: list[Photograph], steps: int, passes: int) -> None:
+    """Mixed sizes, another order, alone: the same bits."""
+    big = np.asarray(Image.fromarray(photographs[3]).resize((300, 80)))
+    images = [*damaged(photographs[:5], "heavy"), photographs[10][:50, :40], big, photographs[11][:1, :1]]
+    images += damaged(photographs[5:9], "mild")
+    keys = names(len(images))
+    options = {"steps": steps, "passes": passes, "threshold": 0.0}
+    together = restorer.restore(images, keys, **options)  # type: ignore[arg-type]
+    order = np.random.default_rng(0).permutation(len(images))
+    shuffled = restorer.restore([images[i] for i in order], [keys[i] for i in order], **options)  # type: ignore[arg-type]
+    for i, result in zip(order, shuffled, strict=True):
+        assert np.array_equal(result.image, together[i].image)
+        assert result.severity == together[i].severity
+        assert result.severity_after == together[i].severity_after
+    for i in (2, 5, 6, 7):
+        [alone] = restorer.restore([images[i]], [keys[i]], **options)  # type: ignore[arg-type]
+        assert np.array_equal(alone.image, together[i].image)
+        assert alone.image.shape == images[i].shape
+
+
+def test_the_key_seeds_the_noise(restorer: Restorer, photographs: list[Photograph]) -> None:
+    [y] = damaged(photographs[:1], "heavy")
+    a, b, c = (restorer.restore([y], [key], steps=4, threshold=0.0)[0].image for key in ("one", "two", "one"))
+    assert np.array_equal(a, c)
+    assert not np.array_equal(a, b)
+
+
+def test_passes_stop_by_rule(restorer: Restorer, photographs: list[Photograph]) -> None:
+    y = damaged(photographs, "heavy")
+    results = restorer.restore(y, names(len(y)), passes=4, steps=2)
+    for image, result in zip(y, results, strict=True):
+        assert result.severity_after <= result.severity
+        assert result.passes <= 4
+        if result.stop == "severity_rose":
+            assert result.evaluations == 2 * (result.passes + 1)
+        else:
+            assert result.evaluations == 2 * result.passes
+        assert (result.image is image) == (result.passes == 0)
+        if result.stop == "clean":
+            assert result.severity_after < restorer.config.threshold
+    assert restorer.severity([r.image for r in results]) == [r.severity_after for r in results]
+
+
+def test_results_belong_to_whoever_asked(restorer: Restorer, photographs: list[Photograph]) -> None:
+    [result] = restorer.restore(damaged(photographs[:1], "heavy"), ["k"], threshold=0.0)
+    assert result.image.flags.owndata and result.image.flags.writeable
+    result.image[:] = 0
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((8, 8), "u1"), ((8, 8, 4), "u1"), ((8, 8, 3), "f4"), ((0, 8, 3), "u1")])
+def test_what_is_no_photograph_is_refused(restorer: Restorer, shape: tuple[int, ...], kind: str) -> None:
+    image = np.zeros(shape, kind)
+    with pytest.raises(ValueError, match="HxWx3 uint8"):
+        restorer.restore([image], ["k"])
+
+
+def test_options_out_of_range_are_refused(restorer: Restorer, photographs: list[Photograph]) -> None:
+    with pytest.raises(ValueError, match="1 images but 2 keys"):
+        restorer.restore(photographs[:1], ["a", "b"])
+    with pytest.raises(ValueError, match="not 0 and 1"):
+        restorer.restore(photographs[:1], ["a"], steps=0, passes=1)
+    assert restorer.restore([], []) == []
+    assert restorer.severity([]) == []
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 250, 256, 257, 480, 481, 1024, 5000])
+def test_windows_add_up_to_one(length: int) -> None:
+    axis = cut(length)
+    total = torch.zeros(axis.padded)
+    for start, window in zip(axis.starts, axis.windows(), strict=True):
+        assert start >= 0
+        assert start + axis.side <= axis.padded
+        total[start : start + axis.side] += window
+    torch.testing.assert_close(total, torch.ones(axis.padded))
+    assert axis.side <= LARGEST
+    assert axis.side % 32 == 0
+    if len(axis.starts) > 1:
+        assert min(a + axis.side - b for a, b in zip(axis.starts, axis.starts[1:], strict=False)) >= OVERLAP - 1
+
+
+def test_tiles_put_an_image_back_together() -> None:
+    image = torch.rand(1, 3, 300, 700)
+    torch.testing.assert_close(apply_tiled(lambda x, s: x * s[:, None, None, None], (image,), (torch.ones(1),)), image)
+    assert len(list(tiles_of(cut(300), cut(700)))) == 2 * 3
+
+
+def test_no_batch_of_tiles_is_larger_than_allowed() -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(tuple(x.shape))
+        return x
+
+    apply_tiled(function, (torch.rand(1, 3, 1024, 1024),), ())
+    assert set(sizes) == {(tiles_per_batch(256, 256, torch.device("cpu")), 3, 256, 256)}
+
+
+def test_a_large_photograph_has_no_seams(restorer: Restorer) -> None:
+    """Differences between neighbours are no larger where tiles end than elsewhere, relative to a whole-image pass."""
+    from skimage import data
+
+    photo = np.asarray(Image.fromarray(data.astronaut()).resize((320, 320), Image.Resampling.LANCZOS))
+    generator = np.random.default_rng(0)
+    y = np.clip(photo + generator.normal(0, 12, photo.shape), 0, 255).round().astype(np.uint8)
+    [result] = restorer.restore([y], ["k"], threshold=0.0)
+    change = np.abs(np.diff(result.image.astype(np.float64) - photo, axis=1)).mean(axis=(0, 2))
+    starts = cut(320).starts
+    borders = [start - 1 for start in starts[1:]] + [start + cut(320).side - 1 for start in starts[:-1]]
+    elsewhere = np.delete(change, borders)
+    assert max(change[borders]) < np.percentile(elsewhere, 99) * 1.1
+
+
+def test_padding_is_reflection_however_much_it_takes() -> None:
+    row = np.arange(4, dtype=np.uint8).reshape(1, 4, 1).repeat(3, axis=2)
+    assert pad_reflected(row, 3, 12)[2, :, 0].tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1]
+    assert pad_reflected(row[:, :1], 2, 3).shape == (2, 3, 3)
+
+
+def test_the_shipped_model_is_small_and_documented(restorer: Restorer) -> None:
+    from idm_core.checkpoint import find_checkpoint
+
+    path = find_checkpoint("idm-64")
+    assert path.stat().st_size < 20_000_000
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert restorer.model_sha256 in card
