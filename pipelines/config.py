@@ -33,7 +33,7 @@ class IngestConfig(BaseModel, frozen=True, extra="forbid"):
     max_failed: float = Field(default=0.5, ge=0, le=1, description="a larger share of failed samples fails the shard")
     # An image of N pixels takes about 8 N bytes while it is decoded: a worker stays under a gigabyte.
     max_pixels: int = Field(default=100_000_000, ge=64, description="larger images fail as too_large")
-    duplicate_distance: int = Field(default=16, ge=0, le=64, description="Hamming distance of near duplicates, of 256")
+    duplicate_distance: int = Field(default=22, ge=0, le=64, description="Hamming distance of near duplicates, of 256")
 
 
 class RestoreConfig(BaseModel, frozen=True, extra="forbid"):

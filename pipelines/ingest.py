@@ -152,7 +152,7 @@ def describe(entry: datasets.Entry, data: bytes, max_pixels: int) -> dict[str, A
     Raises:
         SampleError: it cannot be decoded, or its pixels are not those that the publisher states.
     """
-    from pipelines import measure
+    from pipelines.measure import measure, perceptual_hash
 
     decoded = images.decode(data, max_pixels=max_pixels, with_md5=entry.pixel_md5 is not None)
     if decoded.pixel_md5 != entry.pixel_md5:
@@ -164,8 +164,8 @@ def describe(entry: datasets.Entry, data: bytes, max_pixels: int) -> dict[str, A
         "width": decoded.width,
         "height": decoded.height,
         "notes": [*decoded.notes, *images.notes_for_name(entry.source_name, decoded.format)],
-        "phash": measure.perceptual_hash(decoded.rgb),
-        **measure.measure(decoded.rgb, data),
+        "phash": perceptual_hash(decoded.rgb),
+        **measure(decoded.rgb, data),
     }
 
 

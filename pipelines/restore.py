@@ -172,9 +172,9 @@ def _restore(
 
 def measure_candidate(candidate: Pixels, source: Pixels) -> dict[str, Any]:
     """The evidence columns of one candidate: its measurements, and how far it was changed."""
-    from pipelines import measure
+    from pipelines.measure import measure
 
-    after = {f"after_{name}": value for name, value in measure.measure(candidate).items()}
+    after = {f"after_{name}": value for name, value in measure(candidate).items()}
     return {**after, "psnr_source": psnr(candidate, source)}
 
 
