@@ -41,7 +41,7 @@ LICENCE: Final = (
     "Scharstein et al., High-resolution stereo datasets with subpixel-accurate ground truth, GCPR 2014."
 )
 
-CROPS: Final = 320
+CROPS: Final = 270
 EXACT_DUPLICATES: Final = 4
 NEAR_DUPLICATES: Final = 4
 #: Images in the dataset.
@@ -52,21 +52,27 @@ SEED: Final = 20230717
 
 #: package, file, factor by which it is reduced (so that crops are sharp, and JPEG artefacts gone), crop side in pixels
 PHOTOGRAPHS: Final = (
-    ("skimage", "data/astronaut.png", 1.25, 64),
-    ("skimage", "data/astronaut.png", 2.60, 96),
-    ("skimage", "data/coffee.png", 1.25, 64),
-    ("skimage", "data/chelsea.png", 1.25, 64),
-    ("skimage", "data/motorcycle_left.png", 1.25, 64),
+    ("skimage", "data/astronaut.png", 1.75, 64),
+    ("skimage", "data/astronaut.png", 2.65, 64),
+    ("skimage", "data/coffee.png", 1.75, 64),
+    ("skimage", "data/chelsea.png", 1.75, 64),
+    ("skimage", "data/motorcycle_left.png", 1.75, 64),
     ("skimage", "data/motorcycle_left.png", 2.50, 96),
     ("skimage", "data/rocket.jpg", 2.00, 64),
-    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", 1.50, 64),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", 1.75, 64),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", 3.00, 64),
     ("skimage", "data/hubble_deep_field.jpg", 2.00, 64),
-    ("skimage", "data/ihc.png", 1.25, 64),
-    ("skimage", "data/camera.png", 1.25, 64),
-    ("skimage", "data/coins.png", 1.25, 64),
-    ("skimage", "data/brick.png", 1.00, 128),
-    ("skimage", "data/grass.png", 1.60, 64),
-    ("skimage", "data/gravel.png", 1.60, 64),
+    ("skimage", "data/ihc.png", 1.75, 64),
+    ("skimage", "data/ihc.png", 2.65, 64),
+    ("skimage", "data/camera.png", 1.75, 64),
+    ("skimage", "data/camera.png", 2.65, 64),
+    ("skimage", "data/coins.png", 1.75, 64),
+    ("skimage", "data/brick.png", 1.75, 64),
+    ("skimage", "data/brick.png", 2.65, 64),
+    ("skimage", "data/grass.png", 1.75, 64),
+    ("skimage", "data/grass.png", 2.65, 64),
+    ("skimage", "data/gravel.png", 1.75, 64),
+    ("skimage", "data/gravel.png", 2.65, 64),
 )
 #: 90th percentile of the absolute Laplacian of the luma, in 1/255: below, a crop has nothing to lose by damage.
 LEAST_DETAIL: Final = 12.0
@@ -152,7 +158,7 @@ def _crops() -> Iterator[tuple[str, str, Pixels]]:
             for column in range(reduced.shape[1] // side):
                 crop = reduced[row * side : (row + 1) * side, column * side : (column + 1) * side]
                 if _detail(crop) >= LEAST_DETAIL:
-                    yield f"{photograph}-{side}-{row:02d}-{column:02d}", photograph, crop
+                    yield f"{photograph}-{size[0]}-{row:02d}-{column:02d}", photograph, crop
 
 
 def _detail(crop: Pixels) -> float:
