@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,9 +15,9 @@ from manifests import schema
 
 HASH_BITS: Final = 256
 
-#: Measured with ``measure.perceptual_hash``. Of 13,728 copies at half to twice the size, JPEG quality 50 to 95, 15 % darker
-#: to 10 % brighter, 99.96 % lie within 16 and all within 22 (cropped by 1 % on each side: 80 %). Of the 50 million pairs
-#: among 10,000 aligned faces the 199 within 40 are all copies, looked at one by one, 182 of them within 22; two
+#: Measured with ``measure.perceptual_hash``. Of 13,728 copies at half to twice the size, JPEG quality 50 to 95, 15 %
+#: darker to 10 % brighter, 99.96 % lie within 16 and all within 22; cut by 1 % on every side, 80 %. Of the 50 million
+#: pairs among 10,000 aligned faces the 199 within 40 are all copies, looked at one by one, 182 of them within 22;
 #: photographs of different people begin at 46.
 MAX_DISTANCE: Final = 22
 
@@ -45,8 +47,9 @@ def group_duplicates(
 
     Returns:
         Columns ``key, duplicate_group, duplicate_kind, duplicate_distance``, sorted by group, then key; only samples in
-        groups of two and more. ``exact`` has the bytes of a sample before it in its group, so that without the
-        exact ones every content is left once; the first of the group is ``exact`` where any other has its bytes.
+        groups of two and more. A sample is ``exact`` if one before it in its group has the same bytes, so that dropping
+        those leaves every content once; the group's first is ``exact`` if any other has its bytes;
+        the rest are ``near``.
 
     Raises:
         ValueError: lengths differ, a key comes twice, a hash is not 32 bytes, or the distance is outside 0-256.
@@ -58,8 +61,8 @@ def group_duplicates(
     if not 0 <= max_distance <= HASH_BITS:
         raise ValueError(f"max_distance is {max_distance}; it counts bits, 0 to {HASH_BITS}")
 
-    # Samples of the same bytes are one content; contents of the same hash are one point. Both are numbered in the order
-    # of their first key, and so is everything below. (A content without a hash is a point of its own.)
+    # Samples of the same bytes are one content; contents of the same hash are one point (one without a hash is a point
+    # of its own). Both are numbered in the order of their first key, and so is everything below.
     order = sorted(range(len(keys)), key=keys.__getitem__)
     contents: dict[object, int] = {}
     content = [contents.setdefault(sha256[i] or ("no file", i), len(contents)) for i in order]
@@ -68,41 +71,48 @@ def group_duplicates(
         content_hash[c] = content_hash[c] or phash[i]
     points: dict[object, int] = {}
     point = [points.setdefault(h or ("no hash", c), len(points)) for c, h in enumerate(content_hash)]
+
     hashed = np.array([p for h, p in points.items() if isinstance(h, bytes)], np.int64)
-    hashes = _as_words([h for h in points if isinstance(h, bytes)])
+    star, bits = _stars(_as_words([h for h in points if isinstance(h, bytes)]), max_distance)
+    first, distance = np.arange(len(points)), np.zeros(len(points), np.int64)
+    first[hashed], distance[hashed] = hashed[star], bits
 
-    first_point = np.arange(len(points))
-    distance = np.zeros(len(points), np.int64)
-    near, far, bits = near_pairs(hashes, max_distance)
-    taken = np.zeros(len(points), np.bool_)
-    for start, stop in _runs(near):
-        first = hashed[near[start]]
-        if not taken[first]:
-            members = hashed[far[start:stop]]
-            free = ~taken[members]
-            first_point[members[free]], distance[members[free]] = first, bits[start:stop][free]
-            taken[members] = True
-
-    groups: dict[int, list[int]] = {}  # by the group's first point: positions in `order`
-    for position, c in enumerate(content):
-        groups.setdefault(int(first_point[point[c]]), []).append(position)
+    group = first[np.array(point, np.int64)[np.array(content, np.int64)]]  # of every sample, in order
+    members_of: dict[int, list[int]] = {}
+    for position in np.flatnonzero(np.bincount(group)[group] > 1).tolist():
+        members_of.setdefault(int(group[position]), []).append(position)
     rows: list[dict[str, object]] = []
-    for members in groups.values():
-        if len(members) < 2:
-            continue
+    for members in members_of.values():
+        samples_of = Counter(content[m] for m in members)
         seen: set[int] = set()
-        repeated = [content[m] in seen or seen.add(content[m]) is not None for m in members]
-        repeated[0] = content[members[0]] in (content[m] for m in members[1:])
-        rows += [
-            {
-                "key": keys[order[m]],
-                "duplicate_group": keys[order[members[0]]],
-                "duplicate_kind": "exact" if exact else "near",
-                "duplicate_distance": int(distance[point[content[m]]]),
-            }
-            for m, exact in zip(members, repeated, strict=True)
-        ]
+        for m in members:
+            c = content[m]
+            exact = c in seen or (not seen and samples_of[c] > 1)
+            seen.add(c)
+            rows.append(
+                {
+                    "key": keys[order[m]],
+                    "duplicate_group": keys[order[members[0]]],
+                    "duplicate_kind": "exact" if exact else "near",
+                    "duplicate_distance": int(distance[point[c]]),
+                }
+            )
     return pa.Table.from_pylist(rows, schema=TABLE)
+
+
+def _stars(hashes: npt.NDArray[np.uint64], max_distance: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """For every hash, the first of its group and the distance to it; in order, each that is free takes in the free."""
+    first, distance = np.arange(len(hashes)), np.zeros(len(hashes), np.int64)
+    taken = np.zeros(len(hashes), np.bool_)
+    near, far, bits = near_pairs(hashes, max_distance)
+    edges = np.flatnonzero(np.diff(near, prepend=-1, append=-1))  # where the pairs of the next hash begin
+    for start, stop in itertools.pairwise(edges.tolist()):
+        if not taken[near[start]]:
+            others = far[start:stop]
+            free = ~taken[others]
+            first[others[free]], distance[others[free]] = near[start], bits[start:stop][free]
+            taken[others] = True
+    return first, distance
 
 
 def near_pairs(
@@ -119,14 +129,14 @@ def near_pairs(
         hashes: n x 4 uint64, all different (equal ones would fill buckets with what is known already).
     """
     bands = max(max_distance // 2 + 1, HASH_BITS // 32)
-    edges = np.linspace(0, HASH_BITS, bands + 1).astype(int)
-    count = np.int64(len(hashes))
+    edges = [HASH_BITS * band // bands for band in range(bands + 1)]
+    count = len(hashes)
     scattered = _scatter_bits(hashes)
     found = np.zeros(0, np.int64)  # i * count + j
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        band = _bits_between(scattered, int(low), int(high))
+    for low, high in itertools.pairwise(edges):
+        band = _bits_between(scattered, low, high)
         pairs = [found]
-        for bit in range(int(high - low)):
+        for bit in range(high - low):
             key = band & ~np.uint32(1 << bit)
             # One sort of (key, index) as one number is several times faster than an argsort.
             ordered = np.sort((key.astype(np.uint64) << np.uint64(32)) | np.arange(count, dtype=np.uint64))
@@ -143,12 +153,12 @@ def near_pairs(
                 pairs.append(np.minimum(a[close], b[close]) * count + np.maximum(a[close], b[close]))
                 offset += 1
         found = np.unique(np.concatenate(pairs))
-    i, j = found // max(count, 1), found % max(count, 1)
+    i, j = np.divmod(found, max(count, 1))
     return i, j, _distance(hashes[i], hashes[j])
 
 
 def _distance(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    return np.bitwise_count(a ^ b).sum(-1, dtype=np.int64)
+    return np.asarray(np.bitwise_count(a ^ b).sum(-1), np.int64)
 
 
 def _as_words(hashes: Sequence[bytes]) -> npt.NDArray[np.uint64]:  # n x 4
@@ -158,7 +168,7 @@ def _as_words(hashes: Sequence[bytes]) -> npt.NDArray[np.uint64]:  # n x 4
 
 
 def _scatter_bits(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:  # n x 32
-    """The same shuffle of the bits of every hash: neighbours in frequency go together, and bands should be independent."""
+    """Every hash with its bits in the same shuffled order: those of like frequencies go together, bands should not."""
     shuffle = np.random.default_rng(0).permutation(HASH_BITS)
     out = np.empty((len(hashes), HASH_BITS // 8), np.uint8)
     for start in range(0, len(hashes), 1 << 16):  # a bit takes a byte while it is moved
@@ -175,9 +185,3 @@ def _bits_between(packed: npt.NDArray[np.uint8], low: int, high: int) -> npt.NDA
     for column in bits.T:
         number = number << np.uint32(1) | column
     return number
-
-
-def _runs(values: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Start and stop of every run of equal values."""
-    starts = np.flatnonzero(np.diff(values, prepend=-1))
-    return list(zip(starts.tolist(), [*starts[1:].tolist(), len(values)][: len(starts)], strict=True))

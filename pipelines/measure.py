@@ -144,7 +144,7 @@ def _noise_variance(image: npt.NDArray[np.uint8]) -> float:
     whole = (slice(shape[1] * 8), slice(shape[0] * 8))
 
     def block_means(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        means = np.asarray(cv2.resize(values[whole], shape, interpolation=cv2.INTER_AREA))
+        means = np.asarray(cv2.resize(values[whole], shape, interpolation=cv2.INTER_AREA), np.float32)
         return means.reshape(shape[1], shape[0], -1)
 
     variance = np.full(shape[::-1], np.inf)
@@ -186,7 +186,7 @@ def jpeg_quality(data: bytes) -> float | None:
 def _libjpeg_tables() -> npt.NDArray[np.float64]:  # 100 x 64, logarithm, qualities 1 to 100
     quality = np.arange(1, 101)[:, None]
     scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    return np.log(np.clip((_STANDARD_LUMINANCE * scale + 50) // 100, 1, 255))
+    return np.asarray(np.log(np.clip((_STANDARD_LUMINANCE * scale + 50) // 100, 1, 255)), np.float64)
 
 
 def blockiness(luma: Luma) -> float | None:
