@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import spearmanr
 
 from idm_core import Restorer, load_restorer
 from idm_core.degradations import RECIPES, degrade
@@ -35,6 +36,21 @@ def photographs() -> list[Photograph]:
         for y in range(0, pixels.shape[0] - 63, 36):
             crops += [pixels[y : y + 64, x : x + 64].copy() for x in range(0, pixels.shape[1] - 63, 36)]
     return crops[:24]
+
+
+@pytest.fixture(scope="module")
+def faces(data: Path) -> list[Photograph]:
+    """Central squares of held-out faces at 64 pixels."""
+    found = []
+    with zipfile.ZipFile(data / "faces-sharp.zip") as archive:
+        held_out = [n for n in sorted(archive.namelist()) if not n.endswith("/") and split_of(n) == "test"]
+        for name in held_out[:48]:
+            photo = Image.open(io.BytesIO(archive.read(name))).convert("RGB")
+            side = min(photo.size)
+            box = ((photo.width - side) // 2, (photo.height - side) // 2)
+            square = photo.crop((*box, box[0] + side, box[1] + side))
+            found.append(np.asarray(square.resize((64, 64), Image.Resampling.LANCZOS)))
+    return found
 
 
 def damaged(images: list[Photograph], recipe: str) -> list[Photograph]:
@@ -66,19 +82,28 @@ def test_damaged_photographs_come_nearer_to_the_truth(
 
 
 @pytest.mark.parametrize("recipe", ["mild", "heavy"])
-def test_held_out_damaged_faces_come_nearer_to_the_truth(restorer: Restorer, data: Path, recipe: str) -> None:
-    faces = []
-    with zipfile.ZipFile(data / "faces-sharp.zip") as archive:
-        held_out = [n for n in sorted(archive.namelist()) if not n.endswith("/") and split_of(n) == "test"]
-        for name in held_out[:48]:
-            photo = Image.open(io.BytesIO(archive.read(name))).convert("RGB")
-            side = min(photo.size)
-            box = ((photo.width - side) // 2, (photo.height - side) // 2)
-            square = photo.crop((*box, box[0] + side, box[1] + side))
-            faces.append(np.asarray(square.resize((64, 64), Image.Resampling.LANCZOS)))
+def test_held_out_damaged_faces_come_nearer_to_the_truth(
+    restorer: Restorer, faces: list[Photograph], recipe: str
+) -> None:
     y = damaged(faces, recipe)
     restored = [r.image for r in restorer.restore(y, names(len(y)))]
     assert mean_psnr(faces, restored) > mean_psnr(faces, y) + 0.8
+
+
+def ranks_true_error(restorer: Restorer, truth: list[Photograph]) -> float:
+    """Rank correlation of the severity that is read with the true one, over clean, light, mild and heavy damage."""
+    images = [damaged(truth, recipe) for recipe in ("clean", "light", "mild", "heavy")]
+    true = [44 - min(psnr(a, b), 44) for y in images for a, b in zip(truth, y, strict=True)]
+    read = restorer.severity([image for y in images for image in y])
+    return float(spearmanr(true, read).statistic)
+
+
+def test_severity_ranks_the_true_error_of_photographs(restorer: Restorer, photographs: list[Photograph]) -> None:
+    assert ranks_true_error(restorer, photographs) >= 0.9
+
+
+def test_severity_ranks_the_true_error_of_held_out_faces(restorer: Restorer, faces: list[Photograph]) -> None:
+    assert ranks_true_error(restorer, faces) >= 0.9
 
 
 def test_severity_tells_damage_from_none(restorer: Restorer, photographs: list[Photograph]) -> None:

@@ -96,10 +96,11 @@ def test_padding_does_not_hide_what_the_picture_is_like(photographs: list[Bytes3
         return np.where(outside[..., None], 0, rgb).astype(np.uint8)
 
     soft = [enlarge(rgb, 4) for rgb in photographs]
-    for name in ("sharpness", "noise_sigma", "effective_resolution"):
+    # In each one's unit: noise is next to nothing here, and its change is to be small in grey levels, not in itself.
+    for name, tolerance in (("sharpness", 0.08), ("noise_sigma", 0.1), ("effective_resolution", 0.04)):
         plain = np.array([measure.measure(rgb)[name] for rgb in soft], float)
         cut = np.array([measure.measure(padded(rgb))[name] for rgb in soft], float)
-        assert np.median(np.abs(cut - plain) / plain) < 0.15, name
+        assert np.median(np.abs(cut - plain)) < tolerance, name
 
 
 def test_noise_is_not_taken_for_detail(photographs: list[Bytes3]) -> None:

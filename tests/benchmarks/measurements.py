@@ -4,7 +4,8 @@
 
 Prints the README's tables. The photographs are those that scikit-image and matplotlib carry and, where IDM_DATA is set,
 some of its ``imagenet-sample.zip`` and ``faces-sharp.zip``: then only of the half (by a hash of the name) that the
-estimators were not chosen on. Correlations are Spearman's, pooled over photographs and strengths, with a 95 % bootstrap
+estimators were not chosen on (except that the mask of padding and the window of the spectrum were settled on both
+halves). Correlations are Spearman's, pooled over photographs and strengths, with a 95 % bootstrap
 interval over photographs.
 
 How far a pooled figure can go depends on the ladder where a measurement is a plain statistic of the picture. Exposure
