@@ -58,13 +58,13 @@ LOCATION = [
 
 #: No-reference measurements of one image. Each is taken of the source, and again (``after_``) of a restored candidate.
 MEASUREMENTS = [
-    _field("sharpness", pa.float32(), "edge acutance, no unit; higher is sharper"),
+    _field("sharpness", pa.float32(), "edge acutance, 1/px; higher is sharper"),
     _field("noise_sigma", pa.float32(), "standard deviation of the noise, in 1/255 of full scale"),
     _field("jpeg_quality", pa.float32(), "1-100 from the quantisation tables; null where the file has none"),
     _field("blockiness", pa.float32(), "8x8 block edge strength seen in the pixels, no unit; higher is worse"),
     _field("effective_resolution", pa.float32(), "0-1: share of the pixel grid's bandwidth that holds detail"),
     _field("exposure", pa.float32(), "mean luma, 0-1"),
-    _field("clipped", pa.float32(), "share of pixels at black or white, 0-1"),
+    _field("clipped", pa.float32(), "share of channel values at black or white, 0-1"),
     _field("saturation", pa.float32(), "mean HSV saturation, 0-1"),
 ]
 

@@ -50,6 +50,9 @@ class ShardActor:
     """Load once, work on shards by name, count each attempt on disk before it begins."""
 
     def __init__(self, opener: Opener, run: Run, stage: str, uses_gpu: bool) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)  # OpenCV has a pool of its own, which OMP_NUM_THREADS need not bind
         self._run, self._stage = run, stage
         self._work = opener(run, device_of_this_worker() if uses_gpu else "cpu")
 

@@ -100,3 +100,42 @@ def test_doctor_names_devices_packages_and_what_is_missing() -> None:
     assert result.exit_code == 0
     for word in ("cpu", "gpu", "torch", "model", "idm-64", "missing", "disk"):
         assert word in result.output
+
+
+def test_a_restorer_trained_by_the_command_serves_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    from PIL import Image
+
+    from tests.photographs import crops, write_folder
+
+    monkeypatch.setattr("pipelines.train_idm.VALIDATION_PATCHES", 2)
+    monkeypatch.setattr("pipelines.train_idm.CALIBRATION_PATCHES", 100)
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for i, pixels in enumerate(crops(24, side=128)):
+        Image.fromarray(pixels).save(photographs / f"{i:02d}.png")
+    out = tmp_path / "model"
+    train = [
+        "train-idm",
+        "--source",
+        str(photographs),
+        "--out",
+        str(out),
+        "--nimg",
+        "8",
+        "--batch",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    result = CliRunner().invoke(cli, [*train, "--precision", "fp32"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "stats.jsonl").read_text().splitlines()[-1])["nimg"] == 8
+
+    source, root = write_folder(tmp_path / "in", 9), tmp_path / "run"
+    run = ["run", "--dataset", "folder", "--source", str(source), "--run", str(root), "--workers", "0"]
+    result = CliRunner().invoke(cli, [*run, "--restorer", str(out / "idm-64.safetensors")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    marker = json.loads((root / "restored/round1/folder-000000.json").read_text())
+    assert marker["rows"] == 9 and (root / "cleaned/folder-000000.tar").exists()
