@@ -129,10 +129,12 @@ def _continue(root: str, stages: tuple[str, ...], options: dict[str, Any], dry_r
 
 
 def _finish(outcome: Outcome) -> None:
-    from manifests import rundir, status
+    from manifests import rundir, status, storage
 
     text, _ = status.describe(rundir.read(outcome.root))
     click.echo(text)
+    if storage.exists(report := storage.join(outcome.root, "report.html")):
+        click.echo(f"  report           {report}")
     if outcome.failures:
         click.echo(f"{len(outcome.failures)} shards were given up; the first: {outcome.failures[0]}", err=True)
         click.echo("Mend the cause and run the same command with --retry-failed.", err=True)

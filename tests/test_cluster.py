@@ -54,7 +54,7 @@ def free_ports(n: int) -> list[int]:
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A head node of its own on loopback, with two logical GPUs; yields the environment to reach it."""
-    port, dashboard, client = free_ports(3)
+    port, dashboard, client, agent = free_ports(4)
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         "RAY_AUTH_MODE": "disabled",  # loopback only
@@ -64,7 +64,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     }
     command = [
         str(SCRIPTS / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
-        f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--num-cpus=2", "--num-gpus=2",
+        f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}",  # jobs go through it; another Ray on this machine has the usual one
+        "--num-cpus=2", "--num-gpus=2",
         "--object-store-memory=100000000", f"--temp-dir={tmp_path_factory.mktemp('ray', numbered=False)}",
         "--disable-usage-stats",
     ]  # fmt: skip
