@@ -58,7 +58,7 @@ def measure(rgb: Bytes3, data: bytes | None = None) -> dict[str, float | None]:
     luma = np.asarray(cv2.cvtColor(window, cv2.COLOR_RGB2GRAY), np.uint8)
     stride = int(np.ceil(np.sqrt(rgb.shape[0] * rgb.shape[1] / MAX_PIXELS)))
     tone = np.ascontiguousarray(rgb[::stride, ::stride])
-    return {
+    found = {
         "sharpness": sharpness(luma),
         "noise_sigma": noise_sigma(window),
         "jpeg_quality": None if data is None else jpeg_quality(data),
@@ -69,6 +69,8 @@ def measure(rgb: Bytes3, data: bytes | None = None) -> dict[str, float | None]:
         "clipped": float(np.mean((tone <= 1) | (tone >= 254))),
         "saturation": float(np.mean(cv2.cvtColor(tone, cv2.COLOR_RGB2HSV)[..., 1])) / 255,
     }
+    # Six decimals say more than any of them knows, and leave out the rounding errors of the order of summation.
+    return {name: None if value is None else round(value, 6) for name, value in found.items()}
 
 
 def central_window(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -94,7 +96,7 @@ def sharpness(luma: Luma) -> float | None:
 
     if min(luma.shape) < 8:
         return None
-    image = luma.astype(np.float32)
+    image = luma.astype(np.float64)
     outside = _solid(luma)
     inside = slice(None) if outside.all() else ~outside
     slope = _gradient(image)[inside].ravel()
@@ -103,7 +105,7 @@ def sharpness(luma: Luma) -> float | None:
     edges = slope >= max(threshold, 0.5)
     if not edges.any():
         return None
-    blurred = _gradient(np.asarray(cv2.GaussianBlur(image, (0, 0), 1.0), np.float32))[inside].ravel()
+    blurred = _gradient(np.asarray(cv2.GaussianBlur(image, (0, 0), 1.0), np.float64))[inside].ravel()
     ratio = float(np.median(slope[edges] / np.maximum(blurred[edges], 1e-3)))
     return float(np.sqrt(max(ratio**2 - 1, 0.0)))
 
@@ -117,12 +119,14 @@ def _solid(luma: Luma) -> npt.NDArray[np.bool_]:
     return np.asarray(cv2.dilate(core, np.ones((29, 29), np.uint8)), np.bool_)
 
 
-def _gradient(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _gradient(image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    # Double precision throughout: in single, the last bits depend on how the array happens to be aligned in memory, and
+    # a manifest has to come out the same every time.
     import cv2
 
-    dx = cv2.Sobel(image, cv2.CV_32F, 1, 0, scale=1 / 8)
-    dy = cv2.Sobel(image, cv2.CV_32F, 0, 1, scale=1 / 8)
-    return np.asarray(cv2.magnitude(dx, dy), np.float32)
+    dx = cv2.Sobel(image, cv2.CV_64F, 1, 0, scale=1 / 8)
+    dy = cv2.Sobel(image, cv2.CV_64F, 0, 1, scale=1 / 8)
+    return np.asarray(cv2.magnitude(dx, dy), np.float64)
 
 
 def noise_sigma(image: npt.NDArray[np.uint8]) -> float | None:
@@ -143,15 +147,15 @@ def _noise_variance(image: npt.NDArray[np.uint8]) -> float:
     shape = (image.shape[1] // 8, image.shape[0] // 8)  # cv2 counts columns first
     whole = (slice(shape[1] * 8), slice(shape[0] * 8))
 
-    def block_means(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        means = np.asarray(cv2.resize(values[whole], shape, interpolation=cv2.INTER_AREA), np.float32)
+    def block_means(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:  # sums of integers: exact
+        means = np.asarray(cv2.resize(values[whole], shape, interpolation=cv2.INTER_AREA), np.float64)
         return means.reshape(shape[1], shape[0], -1)
 
     variance = np.full(shape[::-1], np.inf)
     for along_x, along_y, gain in ((second, second, 36), (second, flat, 6), (flat, second, 6)):
-        response = np.asarray(cv2.sepFilter2D(image, cv2.CV_32F, along_x, along_y), np.float32)
+        response = np.asarray(cv2.sepFilter2D(image, cv2.CV_64F, along_x, along_y), np.float64)
         variance = np.minimum(variance, block_means(response**2).mean(-1) / gain)
-    clipped = block_means(((image <= 1) | (image >= 254)).astype(np.float32)).max(-1)
+    clipped = block_means(((image <= 1) | (image >= 254)).astype(np.float64)).max(-1)
     usable = variance[(clipped <= 0.05) & (variance > 0)]
     if usable.size == 0:
         return 0.0

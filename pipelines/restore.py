@@ -182,7 +182,7 @@ def psnr(a: Pixels, b: Pixels) -> float | None:
     """Peak signal-to-noise ratio of two uint8 images, dB, infinite if they are equal; None where the sizes differ."""
     if a.shape != b.shape:
         return None
-    error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2))
+    error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2, dtype=np.float64))
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 

@@ -46,13 +46,20 @@ def device_of_this_worker() -> str:
     return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
+def use_one_thread() -> None:
+    """Work is spread over workers, not threads: how many share a sum decides its last bits, and so a manifest's."""
+    import cv2
+    import torch
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
 class ShardActor:
     """Load once, work on shards by name, count each attempt on disk before it begins."""
 
     def __init__(self, opener: Opener, run: Run, stage: str, uses_gpu: bool) -> None:
-        import cv2
-
-        cv2.setNumThreads(1)  # OpenCV has a pool of its own, which OMP_NUM_THREADS need not bind
+        use_one_thread()
         self._run, self._stage = run, stage
         self._work = opener(run, device_of_this_worker() if uses_gpu else "cpu")
 
@@ -110,6 +117,7 @@ def map_shards(
     if not todo:
         return
     if resources.workers == 0:
+        use_one_thread()
         work = opener(run, "cpu")
         while todo:
             shard = todo.popleft()
