@@ -5,7 +5,7 @@ After each row: millions of parameters, denoiser + severity network, and GFLOP o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 
@@ -22,8 +22,10 @@ class Preset:
         decoder: residual blocks on the way up, coarsest first; one entry less than ``encoder``.
         embedding: width of the embedding of (noise level, severity).
         severity_widths: channels of the severity network at 1/2, 1/4 and 1/8 of the image's side.
+        chain: what the networks are trained on and sampled with, a name from ``idm_core.chains``.
         kappa: noise of the chain at severity ``gate`` and above, in units of the pixel range 0-1.
-        gate: severity below which the noise shrinks in proportion, down to none for a clean image.
+        gate: severity below which the noise shrinks in proportion, down to none for a clean image; 0 is never.
+        gated: whether the correction shrinks with the severity too.
     """
 
     name: str
@@ -34,16 +36,26 @@ class Preset:
     decoder: tuple[int, ...]
     embedding: int
     severity_widths: tuple[int, int, int]
-    kappa: float
-    gate: float
+    chain: str = "shift"
+    kappa: float = 0.03
+    gate: float = 0.5
+    gated: bool = True
 
 
+_64: Final = Preset("idm-64", 64, 2, (64, 128, 256), (1, 1, 2), (1, 2), 128, (32, 64, 96))
+_32: Final = Preset("small-64", 64, 2, (32, 64, 128), (1, 1, 2), (1, 2), 128, (16, 32, 48))
 # fmt: off
 PRESETS: Final = {preset.name: preset for preset in (
-    #      name       px  stem widths               encoder       decoder    emb  severity      kappa gate    M  GFLOP
-    Preset("idm-64",  64,  2, (64, 128, 256),       (1, 1, 2),    (1, 2),    128, (32, 64, 96),  0.03, 0.5), # 4+.5 1.2
-    Preset("idm-256", 256, 4, (128, 256, 384, 512), (2, 3, 3, 3), (3, 3, 2), 256, (32, 64, 128), 0.03, 0.5), # 46+1  38
-    Preset("idm-512", 512, 4, (128, 256, 512, 768), (2, 3, 4, 4), (4, 3, 2), 256, (48, 96, 192), 0.03, 0.5), # 101+2 211
+    #      name       px  stem widths               encoder       decoder    emb  severity          M  GFLOP
+    _64,                                                                                        # 4+.5 1.2
+    Preset("idm-256", 256, 4, (128, 256, 384, 512), (2, 3, 3, 3), (3, 3, 2), 256, (32, 64, 128)), # 46+1  38
+    Preset("idm-512", 512, 4, (128, 256, 512, 768), (2, 3, 4, 4), (4, 3, 2), 256, (48, 96, 192)), # 101+2 211
+    # idm-64's networks on other chains, to compare with
+    replace(_64, name="indi-64", chain="indi"),
+    replace(_64, name="edm-64", chain="edm"),
+    replace(_64, name="direct-64", chain="direct"),
+    # half as wide, for experiments with many runs
+    _32,                                                                                        # 1+.1 .3
 )}
 # fmt: on
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idm_core import chain
+from idm_core.chains import NoiseSource, chain_of
 from idm_core.checkpoint import Config, Networks, find_checkpoint, load_checkpoint
 from idm_core.degradations import sample_generator
 from idm_core.severity import CELL, mse_to_severity, severity_to_mse
@@ -124,7 +124,7 @@ class Restorer:
         active = [i for i, r in enumerate(results) if r.severity >= threshold]
         for number in range(1, passes + 1):
             before = [results[i] for i in active]
-            candidates = self._one_pass(
+            candidates = self.one_pass(
                 [r.image for r in before],
                 [f"{keys[i]}/{number}" for i in active],
                 [r.severity_after for r in before],
@@ -146,10 +146,19 @@ class Restorer:
             active = going_on
         return results
 
-    def _one_pass(
+    @torch.inference_mode()
+    def one_pass(
         self, images: Sequence[Photograph], keys: Sequence[str], severities: Sequence[float], steps: int
     ) -> list[Photograph]:
-        """Every image once through the chain, at the severity it is said to have."""
+        """Every image once through the chain at the severity it is said to have, whether it needs it or not.
+
+        What ``restore`` does in a pass, without its rules; also how a checkpoint of a chain without a gate is run.
+
+        Args:
+            images: HxWx3 uint8, any sizes.
+            keys, severities: one for each image.
+            steps: evaluations.
+        """
         restored: list[Photograph] = list(images)
         for group in self._groups(images):
             y, _ = self._stack([images[i] for i in group])
@@ -161,18 +170,23 @@ class Restorer:
                 sources = [sample_generator(NOISE_SEED, f"{keys[i]}/{draw}") for i in group]
                 return torch.stack([torch.randn(y.shape[1:], generator=source) for source in sources]).to(y.device)
 
-            kappa = chain.gated_kappa(severity, self.config.preset)
-            x = chain.sample(self._denoise, y, severity, kappa, noise, steps)
+            x = self._sample(y, severity, noise, steps)
             pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
             for i, (h, w, _), image in zip(group, shapes, pixels, strict=True):
                 restored[i] = image[:h, :w].copy()
         return restored
 
-    def _denoise(self, x: Tensor, y: Tensor, level: Tensor, severity: Tensor) -> Tensor:
-        def function(x: Tensor, y: Tensor, level: Tensor, severity: Tensor) -> Tensor:
-            return chain.denoise(self._networks.denoiser, x, y, level, severity)
+    def _sample(self, y: Tensor, severity: Tensor, noise: NoiseSource, steps: int) -> Tensor:
+        """The chain over a stack of one canvas, each of its evaluations in tiles."""
+        preset, chain = self.config.preset, chain_of(self.config.preset)
 
-        return apply_tiled(function, (x, y), (level, severity))
+        def one_tile(x: Tensor, y: Tensor, level: Tensor, severity: Tensor) -> Tensor:
+            return chain.denoise(self._networks.denoiser, x, y, level, severity, preset)
+
+        def denoise(x: Tensor, level: Tensor) -> Tensor:
+            return apply_tiled(one_tile, (x, y), (level, severity))
+
+        return chain.sample(denoise, y, severity, noise, steps, preset)
 
     def _read_severity(self, y: Tensor, valid: Tensor) -> list[float]:
         """Severity of each image of a stack: squared errors of the cells, averaged where the image is."""

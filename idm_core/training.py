@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from idm_core.chain import LAST_LEVEL, c_out, denoise, diffuse, gated_kappa, level_at
-from idm_core.checkpoint import CheckpointError, Config, Networks, load_tensors, save_checkpoint, save_tensors
-from idm_core.degradations import RECIPES, degrade, quantise, sample_generator
+from idm_core.chains import chain_of
+from idm_core.checkpoint import (
+    CheckpointError,
+    Config,
+    Networks,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+    save_tensors,
+)
+from idm_core.degradations import RECIPES, degrade, mixture, quantise, sample_generator
 from idm_core.losses import Perceptual, pointwise_loss
 from idm_core.presets import Preset
 from idm_core.severity import map_to_severity, severity_loss, true_severity
@@ -30,13 +39,15 @@ class TrainConfig:
 
     Attributes:
         nimg: length of the run. A finished run goes on when it is given more.
-        batch: images per forward and backward pass; ``accumulate`` of them make one step of the optimiser.
+        batch: images per forward and backward pass.
+        accumulate: batches that make one step of the optimiser; with several processes, they share these.
         lr: of Adam; linear warm-up, constant, then linear decay to zero over the last ``decay_share``.
         ema_nimg: half-life of the averaged weights, shorter in the beginning.
         loss: l1 | l2 | charbonnier, on x0.
         perceptual: weight of LPIPS, from ``perceptual_after`` images on; needs the trunk's weights.
         self_share: share of inputs that are the model's own restorations, from ``self_after`` images on. As a posterior
             mean is its own posterior mean, this is what makes a second application change nothing.
+        clean_share: share of inputs without damage.
         jitter: standard deviation of the error made on purpose in the severity that the denoiser is told.
         precision: fp32 | bf16 | auto: bf16 where the hardware multiplies it natively. Master weights are fp32.
         save_nimg: a resumable state and a checkpoint are written this often, with a line of validation.
@@ -56,6 +67,7 @@ class TrainConfig:
     perceptual_after: int = 80_000
     self_share: float = 0.125
     self_after: int = 30_000
+    clean_share: float = 0.15
     jitter: float = 0.05
     precision: str = "auto"
     compile: bool = False
@@ -68,18 +80,22 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
+    start: Path | None = None,
     perceptual: Perceptual | None = None,
     device: str = "cpu",
     usage: dict[str, Any] | None = None,
 ) -> Path:
     """Train, or go on where the state in ``out`` stopped, and return the checkpoint's path.
 
-    Randomness is a function of (seed, nimg): on a CPU, a run that was interrupted ends with the same bits.
+    Randomness is a function of (seed, nimg): on a CPU, a run that was interrupted ends with the same bits. Where
+    ``torch.distributed`` is initialised, the processes share each step's batches and the first one writes; how many
+    there are changes the order in which gradients are added up, and nothing else.
 
     Args:
         pristine: training images by index, 0 to nimg - 1, each ``preset.resolution`` square.
         validation: N3HW in [0, 1], images that are not trained on.
         out: folder for ``training-state.safetensors``, ``stats.jsonl`` and ``<preset>.safetensors``.
+        start: a checkpoint of the same preset whose weights a new run begins with.
         perceptual: LPIPS; required where ``config.perceptual`` is not 0.
         usage: threshold, steps, passes and other entries of the checkpoint's configuration.
 
@@ -91,103 +107,129 @@ def train(
     # What is checked before the expensive part.
     if config.perceptual and perceptual is None:
         raise ValueError("perceptual is not 0: it needs AlexNet's weights; hand in Perceptual(path) or set it to 0")
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if config.accumulate % world:
+        raise ValueError(f"{world} processes share {config.accumulate} batches a step: accumulate has to be a multiple")
     bf16 = use_bf16(config.precision, device)
     preset, images_per_step = config.preset, config.batch * config.accumulate
+    chain, recipes = chain_of(preset), mixture(config.clean_share)
 
     # Networks, their average, the optimiser: new, or as they were left.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         networks = Networks(preset)
+    start_sha256 = _begin_with(start, networks, preset) if start is not None else None
     networks = networks.to(device).to(memory_format=torch.channels_last)
     average = {name: tensor.detach().clone() for name, tensor in networks.state_dict().items()}
     optimizer = torch.optim.Adam(networks.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
-    nimg, seconds_before = _load_state(out / STATE, networks, average, optimizer, config)
+    options = asdict(config) | {"start": start_sha256}
+    nimg, seconds_before = _load_state(out / STATE, networks, average, optimizer, options)
+    parameters: list[Tensor] = list(networks.parameters())
+    averaged: list[Tensor] = [average[name] for name, _ in networks.named_parameters()]
     if config.compile:
         networks.denoiser.compile()
         networks.severity.compile()
     if perceptual is not None:
         perceptual = perceptual.to(device).to(memory_format=torch.channels_last)
-    averaged: list[Tensor] = [average[name] for name, _ in networks.named_parameters()]
-    current: list[Tensor] = list(networks.parameters())
 
-    sums, started, data_seconds = {"loss": 0.0, "severity_loss": 0.0, "steps": 0}, time.monotonic(), 0.0
+    sums, started, data_seconds = torch.zeros(3, dtype=torch.float64), time.monotonic(), 0.0  # losses, batches
     out.mkdir(parents=True, exist_ok=True)
     while nimg < config.nimg:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, nimg)
         optimizer.zero_grad(set_to_none=True)
-        for micro in range(config.accumulate):
+        for micro in range(rank, config.accumulate, world):
             # Data: pristine images and their damage.
             clock = time.monotonic()
             first = nimg + micro * config.batch
             keys = [str(i) for i in range(first, first + config.batch)]
             truth = torch.stack([pristine(i) for i in range(first, first + config.batch)])
-            y, _ = degrade(truth, None, keys, config.seed)
-            other, _ = degrade(truth, None, [f"{key} again" for key in keys], config.seed)
+            y, _ = degrade(truth, recipes, keys, config.seed)
+            other, _ = degrade(truth, recipes, [f"{key} again" for key in keys], config.seed)
             draw = sample_generator(config.seed, f"step {first}")
-            u, v = torch.rand(2, config.batch, generator=draw)
+            position = torch.rand(config.batch, generator=draw)
             jitter = config.jitter * torch.randn(config.batch, generator=draw)
             noise = torch.randn(y.shape, generator=draw)
             data_seconds += time.monotonic() - clock
             truth, y, other, noise = (
                 x.to(device).contiguous(memory_format=torch.channels_last) for x in (truth, y, other, noise)
             )
-            u, v, jitter = u.to(device), v.to(device), jitter.to(device)
+            position, jitter = position.to(device), jitter.to(device)
 
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
                 # Some inputs are what the model itself makes of them.
                 own = round(config.self_share * config.batch) if first >= config.self_after else 0
                 if own:
                     with torch.no_grad():
-                        s = true_severity(truth[:own], y[:own])
-                        start = y[:own] + gated_kappa(s, preset) * LAST_LEVEL * noise[-own:]
-                        level = torch.full_like(s, LAST_LEVEL)
-                        y[:own] = quantise(denoise(networks.denoiser, start, y[:own], level, s))
+                        severity = true_severity(truth[:own], y[:own])
+                        y[:own] = restore_once(preset, networks, y[:own], severity, noise[-own:])
 
-                # The chain: half of the evaluations at its start, where one-step restoration happens, half along it.
-                level = torch.where(u < 0.5, torch.full_like(v, LAST_LEVEL), level_at(v))
+                # The chain.
                 severity = true_severity(truth, y)
                 told = (severity + jitter).clamp(0, 1)
-                x = diffuse(truth, y, level, gated_kappa(told, preset), noise)
-                restored = denoise(networks.denoiser, x, y, level, told)
+                x, level = chain.corrupt(truth, y, position, told, noise, preset)
+                restored = chain.denoise(networks.denoiser, x, y, level, told, preset)
 
-                # Losses. The weight lies halfway between plain L1, which heavy damage rules, and L1 in decibels.
-                weight = (0.03 / (c_out(severity).flatten() + 0.01)).sqrt()
+                # Losses.
                 error = pointwise_loss(config.loss, restored, truth)
                 if perceptual is not None and config.perceptual and first >= config.perceptual_after:
                     error = error + config.perceptual * perceptual(restored, truth)
-                loss = (weight * error).mean()
+                loss = (chain.weight(level, severity, preset) * error).mean()
                 # The small network sees the same photographs damaged in a second way too: its images are cheap.
                 seen, truths = torch.cat([y, other]), torch.cat([truth, truth])
                 loss_severity = severity_loss(networks.severity(seen), truths, seen)
             torch.autograd.backward((loss + loss_severity) / config.accumulate)
-            sums["loss"] += loss.item() / config.accumulate
-            sums["severity_loss"] += loss_severity.item() / config.accumulate
+            sums += torch.tensor([loss.item(), loss_severity.item(), 1.0])
 
         # Step and average.
+        if world > 1:
+            _sum_over_processes([p.grad for p in parameters if p.grad is not None])
         for network in (networks.denoiser, networks.severity):  # apart: their gradients differ a hundredfold
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         nimg += images_per_step
-        sums["steps"] += 1
         half_life = min(config.ema_nimg, max(nimg * 0.1, 1))
-        torch._foreach_lerp_(averaged, current, 1 - 0.5 ** (images_per_step / half_life))
-        if not sums["loss"] < float("inf"):
-            raise FloatingPointError(f"the loss is {sums['loss']} at nimg {nimg}; lower lr ({config.lr})")
+        torch._foreach_lerp_(averaged, parameters, 1 - 0.5 ** (images_per_step / half_life))
+        if not bool(sums.isfinite().all()):
+            raise FloatingPointError(f"the loss is no longer finite at nimg {nimg}; lower lr ({config.lr})")
 
         # A line of statistics, the state, and a checkpoint that can be used at once.
         if nimg // config.save_nimg > (nimg - images_per_step) // config.save_nimg or nimg >= config.nimg:
+            if world > 1:
+                sums = sums.to(device)
+                dist.all_reduce(sums)
             seconds = seconds_before + time.monotonic() - started
-            steps = sums.pop("steps")
-            line = {"nimg": nimg, "seconds": round(seconds, 1), "data_seconds": round(data_seconds, 1)}
-            line |= {name: value / steps for name, value in sums.items()} | {"lr": learning_rate(config, nimg)}
-            line |= validate(preset, average, validation, config.seed, device=device, bf16=bf16)
-            with (out / "stats.jsonl").open("a") as stats:
-                stats.write(json.dumps(line) + "\n")
-            _save_state(out / STATE, networks, average, optimizer, config, nimg, seconds)
-            save_checkpoint(out / f"{preset.name}.safetensors", average, _usage(config, nimg, seconds, usage))
-            sums = {"loss": 0.0, "severity_loss": 0.0, "steps": 0}
+            loss_mean, severity_mean = (sums[:2] / sums[2]).tolist()
+            sums = torch.zeros(3, dtype=torch.float64)
+            if rank == 0:
+                line = {"nimg": nimg, "seconds": round(seconds, 1), "data_seconds": round(data_seconds, 1)}
+                line |= {"loss": loss_mean, "severity_loss": severity_mean, "lr": learning_rate(config, nimg)}
+                line |= validate(preset, average, validation, config.seed, device=device, bf16=bf16)
+                with (out / "stats.jsonl").open("a") as stats:
+                    stats.write(json.dumps(line) + "\n")
+                _save_state(out / STATE, networks, average, optimizer, options, nimg, seconds)
+                save_checkpoint(out / f"{preset.name}.safetensors", average, _usage(config, nimg, seconds, usage))
+    if world > 1:
+        dist.barrier()  # nobody returns before the checkpoint is there
     return out / f"{preset.name}.safetensors"
+
+
+def restore_once(preset: Preset, networks: Networks, y: Tensor, severity: Tensor, noise: Tensor) -> Tensor:
+    """One evaluation at the start of the chain, as 8-bit levels: NCHW in [0, 1] => the same."""
+    chain = chain_of(preset)
+
+    def denoise(x: Tensor, level: Tensor) -> Tensor:
+        return chain.denoise(networks.denoiser, x, y, level, severity, preset)
+
+    return quantise(chain.sample(denoise, y, severity, lambda _: noise, 1, preset))
+
+
+def _sum_over_processes(gradients: list[Tensor]) -> None:
+    """In one message: these networks are small, and it is sent once a step."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
 
 
 def learning_rate(config: TrainConfig, nimg: int) -> float:
@@ -221,8 +263,7 @@ def validate(
         truth = images.to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
             severity = map_to_severity(networks.severity(y)).clamp(0, 1)
-            level = torch.full_like(severity, LAST_LEVEL)
-            restored = quantise(denoise(networks.denoiser, y, y, level, severity))
+            restored = restore_once(preset, networks, y, severity, torch.zeros_like(y))
         result[f"severity_error_{name}"] = (severity - true_severity(truth, y)).abs().mean().item()
         if name != "clean":
             result[f"psnr_before_{name}"], result[f"psnr_after_{name}"] = (
@@ -240,12 +281,22 @@ def _usage(config: TrainConfig, nimg: int, seconds: float, usage: dict[str, Any]
     return Config(preset=config.preset, trained=trained, **settings)
 
 
+def _begin_with(path: Path, networks: Networks, preset: Preset) -> str:
+    """Load a checkpoint's weights, of whatever chain, into networks of the same shapes; returns its SHA-256."""
+    found, config, sha256 = load_checkpoint(path)
+    unchained = [replace(p, name="", chain="", kappa=0.0, gate=0.0, gated=True) for p in (config.preset, preset)]
+    if unchained[0] != unchained[1]:
+        raise CheckpointError(f"{path} is of preset {config.preset.name!r}: its weights do not fit {preset.name!r}")
+    networks.load_state_dict(found.state_dict())
+    return sha256
+
+
 def _save_state(
     path: Path,
     networks: Networks,
     average: dict[str, Tensor],
     optimizer: torch.optim.Adam,
-    config: TrainConfig,
+    options: dict[str, Any],
     nimg: int,
     seconds: float,
 ) -> None:
@@ -253,7 +304,7 @@ def _save_state(
     tensors |= {f"average.{k}": v for k, v in average.items()}
     for name, parameter in networks.named_parameters():
         tensors |= {f"{part}.{name}": value for part, value in optimizer.state[parameter].items()}
-    metadata = {"nimg": nimg, "seconds": seconds, "config": json.loads(json.dumps(asdict(config)))}
+    metadata = {"nimg": nimg, "seconds": seconds, "config": options}
     save_tensors(path, tensors, {"training": json.dumps(metadata)})
 
 
@@ -262,7 +313,7 @@ def _load_state(
     networks: Networks,
     average: dict[str, Tensor],
     optimizer: torch.optim.Adam,
-    config: TrainConfig,
+    options: dict[str, Any],
 ) -> tuple[int, float]:
     """Fill networks, average and optimiser from a state; (0, 0) where there is none. Returns (nimg, seconds)."""
     if not path.exists():
@@ -270,7 +321,7 @@ def _load_state(
     tensors, metadata = load_tensors(path)
     try:
         training = json.loads(metadata["training"])
-        saved, wanted = training["config"], json.loads(json.dumps(asdict(config)))
+        saved, wanted = training["config"], json.loads(json.dumps(options))
         # The length may change (a run may go on, or end sooner); so may what does not touch the numbers.
         differ = sorted(k for k in wanted if saved.get(k) != wanted[k] and k not in ("nimg", "save_nimg"))
         if differ:

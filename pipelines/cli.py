@@ -185,6 +185,11 @@ def ingest(root: str | None, dry_run: bool, retry_failed: bool, **options: Any) 
 @click.option("--preset", default="idm-64", show_default=True, help="Size of the model; see idm_core/presets.py.")
 @click.option("--nimg", type=click.IntRange(min=1), default=300_000, show_default=True, help="Length, in images seen.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Checkpoint to begin with the weights of.",
+)
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images at once.")
 @click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches per step.")
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", help="Of the products.")
@@ -207,20 +212,23 @@ def train_idm(sources: tuple[str, ...], shares: tuple[float, ...], lpips: bool, 
     """
     import torch
 
+    from idm_core.presets import preset_named
+    from idm_core.training import TrainConfig
     from pipelines import doctor
     from pipelines.train_idm import calibrate, train_idm
 
     device = options.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    target, out, preset = options.pop("calibrate_to"), options.pop("out"), options.pop("preset")
+    target, out, preset, start = (options.pop(name) for name in ("calibrate_to", "out", "preset", "start"))
     if target is not None:
         click.echo(calibrate(out / f"{preset}.safetensors", sources, shares or None, to=target, device=device))
         return
     trunk = doctor.required(doctor.LPIPS_TRUNK) if lpips else None
-    click.echo(
-        train_idm(
-            sources, out, preset, shares=shares or None, lpips_trunk=trunk, compile=compiled, device=device, **options
-        )
-    )
+    try:
+        config = TrainConfig(preset_named(preset), perceptual=0.1 if lpips else 0.0, compile=compiled, **options)
+    except ValueError as error:
+        raise ConfigError(f"--preset: {error}") from error
+    trained = train_idm(sources, out, config, shares=shares or None, start=start, lpips_trunk=trunk, device=device)
+    click.echo(trained)
 
 
 @cli.command()

@@ -6,9 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from manifests.errors import ConfigError
+
+if TYPE_CHECKING:
+    from idm_core.training import TrainConfig
 
 #: Patches that the run's own validation looks at, and that the threshold is chosen on.
 VALIDATION_PATCHES: Final = 64
@@ -21,17 +24,11 @@ LEAST_THRESHOLD: Final = 0.02
 def train_idm(
     sources: Sequence[str],
     out: Path,
-    preset: str,
-    nimg: int,
-    seed: int = 0,
+    config: TrainConfig,
     *,
     shares: Sequence[float] | None = None,
+    start: Path | None = None,
     lpips_trunk: Path | None = None,
-    precision: str = "auto",
-    batch: int = 32,
-    accumulate: int = 1,
-    compile: bool = False,
-    save_nimg: int = 20_000,
     device: str = "cpu",
 ) -> Path:
     """Train a restorer, or go on where ``out`` stopped; returns the checkpoint, ready for ``load_restorer``.
@@ -42,10 +39,9 @@ def train_idm(
     Args:
         sources: folders, zips or tars of photographs: good ones, for their damage will be taken for no damage.
         out: folder of the run.
-        preset: a name from ``idm_core.presets``.
-        nimg: length of the run in images.
         shares: how often each source is drawn from.
-        lpips_trunk: AlexNet's convolutions as safetensors; without it the loss has no perceptual term.
+        start: a checkpoint whose weights a new run begins with.
+        lpips_trunk: AlexNet's convolutions as safetensors; needed where ``config.perceptual`` is not 0.
 
     Raises:
         ConfigError: an option is wrong.
@@ -55,21 +51,16 @@ def train_idm(
 
     from idm_core.checkpoint import CheckpointError
     from idm_core.losses import Perceptual
-    from idm_core.presets import preset_named
-    from idm_core.training import TrainConfig, train
+    from idm_core.training import train
     from pipelines.photo_pool import PhotoPool, open_sources
 
     try:
-        config = TrainConfig(
-            preset_named(preset), nimg, seed, batch, accumulate, precision=precision, compile=compile,
-            save_nimg=save_nimg, perceptual=0.1 if lpips_trunk else 0.0,
-        )  # fmt: skip
         training = open_sources(sources, shares, "train")
         held_out = open_sources(sources, shares, "validation")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     side = config.preset.resolution
-    pool = PhotoPool(training, side, seed)
+    pool = PhotoPool(training, side, config.seed)
     validation = PhotoPool(held_out, side, seed=0)
     data = {s.url.rsplit("/", 1)[-1]: {"photographs": len(s.entries), "share": s.share} for s in training}
     try:
@@ -78,12 +69,15 @@ def train_idm(
             torch.stack([validation.patch(i) for i in range(VALIDATION_PATCHES)]),
             config,
             out,
+            start=start,
             perceptual=Perceptual(lpips_trunk) if lpips_trunk else None,
             device=device,
             usage={"trained": {"data": data}},
         )
     except CheckpointError as error:
-        raise ConfigError(f"--out: {error}") from error
+        raise ConfigError(f"--out or --start: {error}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return calibrate(checkpoint, sources, shares, device=device)
 
 

@@ -69,7 +69,7 @@ def test_undamaged_samples_are_their_truth_and_damaged_ones_are_not(dataset: Dat
 
 def test_jpeg_damage_is_a_jpeg_of_the_quality_on_record(dataset: Dataset) -> None:
     for entry, row in zip(dataset.entries, about(dataset), strict=True):
-        quality = (row["damage"] or {"parameters": {}})["parameters"].get("jpeg_quality")
+        quality = (row["damage"] or {"parameters": {}})["parameters"].get("quality")
         assert entry.source_name.endswith(".jpg") == (quality is not None)
 
 

@@ -16,14 +16,14 @@ from torch import Tensor
 from idm_core import load_restorer
 from idm_core.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, load_tensors
 from idm_core.losses import Perceptual
-from idm_core.presets import Preset
+from idm_core.presets import PRESETS, Preset
 from idm_core.training import STATE, TrainConfig, learning_rate, train
 from manifests.errors import ConfigError, SourceError
 from pipelines.photo_pool import PhotoPool, cut_patch, open_sources
 from pipelines.split import split_of
 from pipelines.train_idm import LEAST_THRESHOLD, calibrate, train_idm
 
-TINY = Preset("tiny", 16, 2, (8, 16), (1, 1), (1,), 16, (8, 8, 8), 0.03, 0.5)
+TINY = Preset("tiny", 16, 2, (8, 16), (1, 1), (1,), 16, (8, 8, 8))
 CONFIG = TrainConfig(
     TINY, 48, batch=4, lr=1e-2, warmup_nimg=8, decay_share=0.0, perceptual=0.0, self_share=0.5, self_after=16,
     precision="fp32", save_nimg=24,
@@ -202,11 +202,19 @@ def test_patches_are_reduced_never_enlarged() -> None:
 def test_the_command_trains(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.train_idm.VALIDATION_PATCHES", 2)
     monkeypatch.setattr("pipelines.train_idm.CALIBRATION_PATCHES", 100)
-    path = train_idm([str(photographs)], tmp_path, "idm-64", 8, batch=4, save_nimg=8, precision="fp32")
+    config = TrainConfig(PRESETS["small-64"], 8, batch=4, save_nimg=8, precision="fp32", perceptual=0.0)
+    path = train_idm([str(photographs)], tmp_path / "first", config)
     count = sum(split_of(file.name) == "train" for file in photographs.iterdir())
     assert load_restorer(path).config.trained["data"] == {photographs.name: {"photographs": count, "share": count**0.5}}
     with pytest.raises(ConfigError, match=r"other options \(batch\)"):
-        train_idm([str(photographs)], tmp_path, "idm-64", 8, batch=2, save_nimg=8, precision="fp32")
+        train_idm([str(photographs)], tmp_path / "first", replace(config, batch=2))
+    again = train_idm([str(photographs)], tmp_path / "second", replace(config, nimg=4, lr=0.0), start=path)
+    first, second = load_file(path), load_file(again)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(ConfigError, match=r"other options \(start\)"):
+        train_idm([str(photographs)], tmp_path / "second", replace(config, lr=0.0), start=again)
+    with pytest.raises(ConfigError, match=r"small-64.*do not fit 'idm-64'"):
+        train_idm([str(photographs)], tmp_path / "third", replace(config, preset=PRESETS["idm-64"]), start=path)
 
 
 def test_calibration_allows_one_false_alarm_in_a_hundred(
@@ -225,9 +233,8 @@ def test_calibration_allows_one_false_alarm_in_a_hundred(
 
 
 def test_the_command_says_what_is_wrong(photographs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="idm-64, idm-256, idm-512"):
-        train_idm([str(photographs)], tmp_path, "idm-65", 8)
+    config = TrainConfig(PRESETS["small-64"], 8, perceptual=0.0)
     with pytest.raises(ConfigError, match="1 sources need as many shares"):
-        train_idm([str(photographs)], tmp_path, "idm-64", 8, shares=[1.0, 2.0])
+        train_idm([str(photographs)], tmp_path, config, shares=[1.0, 2.0])
     with pytest.raises(SourceError):
-        train_idm([str(tmp_path / "nothing")], tmp_path, "idm-64", 8)
+        train_idm([str(tmp_path / "nothing")], tmp_path, config)

@@ -137,7 +137,7 @@ def _samples() -> Iterator[tuple[str, bytes, bytes, dict[str, Any]]]:
             duplicate = {"of": name, "kind": "exact"}
             yield "png", truth, truth, about | {"name": f"{name}-copy", "duplicate_of": duplicate}
         elif i in copied:
-            record = {"kind": "jpeg", "seed": SEED, "parameters": {"jpeg_quality": 90}}
+            record = {"kind": "jpeg", "seed": SEED, "parameters": {"codec": "JPEG", "quality": 90}}
             duplicate = {"of": name, "kind": "near"}
             near = about | {"name": f"{name}-resaved", "damage": record, "duplicate_of": duplicate}
             yield "jpg", _jpeg(crop, 90), truth, near
@@ -199,7 +199,7 @@ def _damage(crop: Pixels, name: str, rank: int) -> tuple[bytes, str, dict[str, A
         data, suffix = images.encode_png(pixels), "png"
     else:
         quality = int(torch.randint(qualities[0], qualities[1] + 1, (), generator=generator))
-        parameters |= {"jpeg_quality": quality}
+        parameters |= {"codec": "JPEG", "quality": quality}
         data, suffix = _jpeg(pixels, quality), "jpg"
     return data, suffix, {"kind": kind, "seed": SEED, "parameters": parameters}
 
