@@ -36,6 +36,7 @@ class Config:
         threshold: severity under which an image is left alone.
         steps: evaluations of one pass.
         passes: most passes of the intrinsic iteration.
+        consistency: dB of ``idm_core.restorer.consistency`` under which a pass is undone.
         trained: how it was trained, for people to read: images seen, seed, data, options.
     """
 
@@ -43,6 +44,7 @@ class Config:
     threshold: float
     steps: int
     passes: int
+    consistency: float = 0.0
     trained: dict[str, Any] = field(default_factory=dict)
 
 

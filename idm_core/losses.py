@@ -9,16 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOSSES: Final = ("l1", "l2", "charbonnier")
+LOSSES: Final = ("l1", "l2", "l2_relative", "charbonnier")
 
 
-def pointwise_loss(kind: str, restored: Tensor, truth: Tensor) -> Tensor:
-    """Mean over each image, NCHW => N. Charbonnier is sqrt(e^2 + 0.01^2) - 0.01: L2 near zero, L1 beyond."""
+def pointwise_loss(kind: str, restored: Tensor, truth: Tensor, rmse: Tensor) -> Tensor:
+    """Mean over each image of a function of the error e, NCHW => N.
+
+    l1 is |e|, l2 e^2, charbonnier sqrt(e^2 + 0.01^2) - 0.01 (l2 near zero, l1 beyond). l2_relative is e^2 / (2 rmse):
+    l2 whose gradients are as large as l1's whatever the damage, so that the two differ in what they ask for alone.
+
+    Args:
+        rmse: N, error of the degraded image.
+    """
     error = restored - truth
     if kind == "l1":
         error = error.abs()
     elif kind == "l2":
         error = error.square()
+    elif kind == "l2_relative":
+        error = error.square() / (2 * rmse[:, None, None, None] + 0.01)
     elif kind == "charbonnier":
         error = (error.square() + 1e-4).sqrt() - 1e-2
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -29,9 +30,11 @@ from idm_core.tiles import (
 )
 
 Photograph = NDArray[np.uint8]
-#: Why the intrinsic iteration ended: under the threshold, changed too little to go on, would have got worse (the
-#: image before that pass is kept), or as many passes as were allowed.
-Stop = Literal["clean", "settled", "severity_rose", "passes"]
+#: Why the intrinsic iteration ended: under the threshold; changed too little to go on; as many passes as were allowed;
+#: or a pass that made it worse, another picture, or another person, so that the image before that pass is kept.
+Stop = Literal["clean", "settled", "passes", "severity_rose", "inconsistent", "identity"]
+#: How alike the subjects of two images are, 1 for the same; None where that cannot be said. A face embedding's cosine.
+Identity = Callable[[Photograph, Photograph], float | None]
 #: Root mean square change of a pass, in 1/255, under which another one is not worth its price.
 SETTLED_LEVELS: Final = 0.5
 SEVERITY_DIGITS: Final = 4
@@ -50,6 +53,7 @@ class Restoration:
         passes: passes of the intrinsic iteration that went into ``image``.
         evaluations: denoiser evaluations spent on each pixel, kept or not.
         stop: why the iteration ended.
+        consistency: PSNR in dB between the coarse structure of ``image`` and that of the photograph; infinite if equal.
     """
 
     image: Photograph
@@ -58,10 +62,18 @@ class Restoration:
     passes: int
     evaluations: int
     stop: Stop
+    consistency: float
 
 
 class Restorer:
-    """Networks on a device with the settings of their checkpoint; made by ``load_restorer``."""
+    """Networks on a device with the settings of their checkpoint; made by ``load_restorer``.
+
+    Attributes:
+        identity: if set, passes end before the subject becomes less alike than ``identity_floor``.
+    """
+
+    identity: Identity | None = None
+    identity_floor: float = 0.5
 
     def __init__(self, networks: Networks, config: Config, model_sha256: str, device: str = "cpu") -> None:
         if MULTIPLE % multiple_of(config.preset):
@@ -119,7 +131,8 @@ class Restorer:
             raise ValueError(f"steps and passes are at least 1, not {steps} and {passes}")
 
         results = [
-            Restoration(image, s, s, 0, 0, "clean") for image, s in zip(images, self.severity(images), strict=True)
+            Restoration(image, s, s, 0, 0, "clean", math.inf)
+            for image, s in zip(images, self.severity(images), strict=True)
         ]
         active = [i for i, r in enumerate(results) if r.severity >= threshold]
         for number in range(1, passes + 1):
@@ -133,9 +146,14 @@ class Restorer:
             going_on = []
             for i, old, image, s in zip(active, before, candidates, self.severity(candidates), strict=True):
                 spent = replace(old, evaluations=old.evaluations + steps)
-                new = replace(spent, image=image, severity_after=s, passes=number)
+                same = consistency(images[i], image)
+                new = replace(spent, image=image, severity_after=s, passes=number, consistency=same)
                 if s > old.severity_after:
                     results[i] = replace(spent, stop="severity_rose")
+                elif same < self.config.consistency:
+                    results[i] = replace(spent, stop="inconsistent")
+                elif not self._same_subject(images[i], image):
+                    results[i] = replace(spent, stop="identity")
                 elif s < threshold:
                     results[i] = replace(new, stop="clean")
                 elif _rms_levels(old.image, image) < SETTLED_LEVELS:
@@ -145,6 +163,10 @@ class Restorer:
                     going_on.append(i)
             active = going_on
         return results
+
+    def _same_subject(self, source: Photograph, image: Photograph) -> bool:
+        alike = None if self.identity is None else self.identity(source, image)
+        return alike is None or alike >= self.identity_floor
 
     @torch.inference_mode()
     def one_pass(
@@ -237,6 +259,19 @@ def load_restorer(name_or_path: str | Path, device: str = "cpu") -> Restorer:
     """
     networks, config, sha256 = load_checkpoint(find_checkpoint(name_or_path))
     return Restorer(networks, config, sha256, device)
+
+
+def consistency(a: Photograph, b: Photograph) -> float:
+    """PSNR in dB between two images' averages over cells of 8 x 8 pixels: what no honest restoration changes much.
+
+    Blur, noise, compression and lost resolution leave the averages nearly alone; another face, a moved edge or another
+    colour do not.
+    """
+    means = [
+        F.avg_pool2d(torch.from_numpy(x.astype(np.float64).transpose(2, 0, 1)), CELL, ceil_mode=True) for x in (a, b)
+    ]
+    error = float((means[0] - means[1]).square().mean())
+    return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 def _rms_levels(a: Photograph, b: Photograph) -> float:

@@ -26,7 +26,7 @@ from idm_core.checkpoint import (
 from idm_core.degradations import RECIPES, degrade, mixture, quantise, sample_generator
 from idm_core.losses import Perceptual, pointwise_loss
 from idm_core.presets import Preset
-from idm_core.severity import map_to_severity, severity_loss, true_severity
+from idm_core.severity import map_to_severity, severity_loss, severity_to_rmse, true_severity
 
 #: Index of a training image => 3HW in [0, 1]; always the same for the same index.
 Pristine = Callable[[int], Tensor]
@@ -43,7 +43,7 @@ class TrainConfig:
         accumulate: batches that make one step of the optimiser; with several processes, they share these.
         lr: of Adam; linear warm-up, constant, then linear decay to zero over the last ``decay_share``.
         ema_nimg: half-life of the averaged weights, shorter in the beginning.
-        loss: l1 | l2 | charbonnier, on x0.
+        loss: l1 | l2 | l2_relative | charbonnier, on x0.
         perceptual: weight of LPIPS, from ``perceptual_after`` images on; needs the trunk's weights.
         self_share: share of inputs that are the model's own restorations, from ``self_after`` images on. As a posterior
             mean is its own posterior mean, this is what makes a second application change nothing.
@@ -102,6 +102,7 @@ def train(
     Raises:
         ValueError: an option is out of range.
         CheckpointError: the state in ``out`` is damaged, or belongs to a run with other options.
+        RuntimeError: the processes do not see the same state in ``out``.
         FloatingPointError: the loss is no longer finite.
     """
     # What is checked before the expensive part.
@@ -124,6 +125,8 @@ def train(
     optimizer = torch.optim.Adam(networks.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
     options = asdict(config) | {"start": start_sha256}
     nimg, seconds_before = _load_state(out / STATE, networks, average, optimizer, options)
+    if world > 1:
+        _begin_together(nimg, out, device)
     parameters: list[Tensor] = list(networks.parameters())
     averaged: list[Tensor] = [average[name] for name, _ in networks.named_parameters()]
     if config.compile:
@@ -134,6 +137,8 @@ def train(
 
     sums, started, data_seconds = torch.zeros(3, dtype=torch.float64), time.monotonic(), 0.0  # losses, batches
     out.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        _forget_after(nimg, out / "stats.jsonl")
     while nimg < config.nimg:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, nimg)
@@ -171,7 +176,7 @@ def train(
                 restored = chain.denoise(networks.denoiser, x, y, level, told, preset)
 
                 # Losses.
-                error = pointwise_loss(config.loss, restored, truth)
+                error = pointwise_loss(config.loss, restored, truth, severity_to_rmse(severity))
                 if perceptual is not None and config.perceptual and first >= config.perceptual_after:
                     error = error + config.perceptual * perceptual(restored, truth)
                 loss = (chain.weight(level, severity, preset) * error).mean()
@@ -224,6 +229,17 @@ def restore_once(preset: Preset, networks: Networks, y: Tensor, severity: Tensor
     return quantise(chain.sample(denoise, y, severity, lambda _: noise, 1, preset))
 
 
+def _begin_together(nimg: int, out: Path, device: str) -> None:
+    """All processes go on from the same state: with different ones they would train, and to no purpose."""
+    ends = torch.tensor([nimg, -nimg], device=device)
+    dist.all_reduce(ends, dist.ReduceOp.MAX)
+    most, least = int(ends[0]), -int(ends[1])
+    if most != least:
+        raise RuntimeError(
+            f"the processes found states at nimg {least} and {most} in {out}; it has to be one folder that all nodes see"
+        )
+
+
 def _sum_over_processes(gradients: list[Tensor]) -> None:
     """In one message: these networks are small, and it is sent once a step."""
     flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -243,7 +259,7 @@ def use_bf16(precision: str, device: str) -> bool:
     if precision == "auto":
         if torch.device(device).type == "cpu":
             return bool(torch.cpu._is_amx_tile_supported())
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision is fp32, bf16 or auto, not {precision!r}")
     return precision == "bf16"
@@ -308,6 +324,16 @@ def _save_state(
     save_tensors(path, tensors, {"training": json.dumps(metadata)})
 
 
+def _forget_after(nimg: int, stats: Path) -> None:
+    """Drop the lines after the state that a run goes on from: it was killed, and will write them again."""
+    lines = stats.read_text().splitlines(keepends=True) if stats.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["nimg"] <= nimg]
+    if kept != lines:
+        staged = stats.with_name(f".{stats.name}")
+        staged.write_text("".join(kept))
+        staged.replace(stats)
+
+
 def _load_state(
     path: Path,
     networks: Networks,
@@ -334,7 +360,8 @@ def _load_state(
             tensor.copy_(tensors[f"average.{name}"])
         for name, parameter in networks.named_parameters():
             moments = {part: tensors[f"{part}.{name}"] for part in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": tensors[f"step.{name}"]} | {
+            # A fused optimiser counts its steps where the parameters are.
+            optimizer.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device)} | {
                 part: torch.empty_like(parameter).copy_(moment) for part, moment in moments.items()
             }
     except KeyError as error:

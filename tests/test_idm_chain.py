@@ -281,7 +281,9 @@ def test_severity_loss_is_zero_at_the_truth() -> None:
 
 def test_pointwise_losses() -> None:
     a, b = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)
-    values = {kind: pointwise_loss(kind, a, b)[0].item() for kind in LOSSES}
-    assert values == pytest.approx({"l1": 0.5, "l2": 0.25, "charbonnier": (0.25 + 1e-4) ** 0.5 - 0.01}, abs=1e-6)
+    rmse = torch.full((2,), 0.2)
+    values = {kind: pointwise_loss(kind, a, b, rmse)[0].item() for kind in LOSSES}
+    expected = {"l1": 0.5, "l2": 0.25, "l2_relative": 0.25 / 0.41, "charbonnier": (0.25 + 1e-4) ** 0.5 - 0.01}
+    assert values == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ValueError, match="'huber'"):
-        pointwise_loss("huber", a, b)
+        pointwise_loss("huber", a, b, rmse)

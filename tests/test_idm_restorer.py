@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from scipy.stats import spearmanr
 
 from idm_core import Restorer, load_restorer
+from idm_core.checkpoint import Config, Networks, find_checkpoint, load_checkpoint
 from idm_core.degradations import RECIPES, degrade
-from idm_core.restorer import Photograph
+from idm_core.restorer import Photograph, consistency
 from idm_core.tiles import LARGEST, OVERLAP, apply_tiled, cut, pad_reflected, tiles_of, tiles_per_batch
 from pipelines.split import split_of
 
@@ -159,7 +162,7 @@ def test_passes_stop_by_rule(restorer: Restorer, photographs: list[Photograph]) 
     for image, result in zip(y, results, strict=True):
         assert result.severity_after <= result.severity
         assert result.passes <= 4
-        if result.stop == "severity_rose":
+        if result.stop in ("severity_rose", "inconsistent"):
             assert result.evaluations == 2 * (result.passes + 1)
         else:
             assert result.evaluations == 2 * result.passes
@@ -167,6 +170,45 @@ def test_passes_stop_by_rule(restorer: Restorer, photographs: list[Photograph]) 
         if result.stop == "clean":
             assert result.severity_after < restorer.config.threshold
     assert restorer.severity([r.image for r in results]) == [r.severity_after for r in results]
+
+
+def test_a_floor_undoes_the_pass_that_breaks_it(restorer: Restorer, photographs: list[Photograph]) -> None:
+    """Consistency and identity are with the photograph that was handed in; the image before that pass is kept."""
+    y = damaged(photographs, "heavy")
+    free = restorer.restore(y, names(len(y)), passes=2, threshold=0.0)
+    for image, result in zip(y, free, strict=True):
+        assert result.consistency == (consistency(image, result.image) if result.passes else math.inf)
+    middle = float(np.median([r.consistency for r in free]))
+    strict = Restorer(*_parts(replace(restorer.config, consistency=middle)))
+    bound = strict.restore(y, names(len(y)), passes=2, threshold=0.0)
+    assert {r.stop for r in bound} > {"inconsistent"}
+    for image, before, result in zip(y, free, bound, strict=True):
+        assert result.consistency >= middle
+        if result.stop == "inconsistent" and result.passes == 0:
+            assert result.image is image and result.evaluations == 1
+        elif result.stop != "inconsistent":
+            assert np.array_equal(result.image, before.image)
+
+    other_person = Restorer(*_parts(restorer.config))
+    other_person.identity = lambda a, b: None if np.array_equal(a, y[0]) else 0.4
+    judged = other_person.restore(y, names(len(y)), passes=1, threshold=0.0)
+    assert np.array_equal(judged[0].image, restorer.restore(y[:1], names(1), passes=1, threshold=0.0)[0].image)
+    assert {r.stop for r in judged[1:]} <= {"identity", "severity_rose"}
+    assert all(r.image is image for r, image in zip(judged[1:], y[1:], strict=True))
+
+
+def _parts(config: Config) -> tuple[Networks, Config, str]:
+    networks, _, sha256 = load_checkpoint(find_checkpoint("idm-64"))
+    return networks, config, sha256
+
+
+def test_consistency_sees_a_moved_picture_and_not_its_sharpness(photographs: list[Photograph]) -> None:
+    for image in photographs[:6]:
+        assert consistency(image, image) == math.inf
+        blurred = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(0.8)))
+        moved, tinted = np.roll(image, 6, axis=1), np.clip(image * [1.15, 1.0, 0.9], 0, 255).astype(np.uint8)
+        assert consistency(image, blurred) > max(consistency(image, moved), consistency(image, tinted)) + 3
+    assert consistency(photographs[0][:3, :2], photographs[1][:3, :2]) < 60  # less than one cell
 
 
 def test_results_belong_to_whoever_asked(restorer: Restorer, photographs: list[Photograph]) -> None:

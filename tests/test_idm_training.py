@@ -228,6 +228,7 @@ def test_calibration_allows_one_false_alarm_in_a_hundred(
     alarms = sum(s >= restorer.config.threshold for s in restorer.severity(clean))
     assert alarms == 2 or restorer.config.threshold == LEAST_THRESHOLD
     assert restorer.config.passes == 3
+    assert restorer.config.consistency > 15
     before, after = load_file(shipped), load_file(tmp_path / "mine.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
