@@ -114,11 +114,17 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file written beside its place, synced, and moved there."""
+    """A safetensors file written beside its place, synced, and moved there. Equal contents are equal bytes."""
+    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    # The library writes the metadata's entries in an order that is drawn anew each time.
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}")
     with staged.open("wb") as file:
-        file.write(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(memoryview(data)[8 + length :])
         file.flush()
         os.fsync(file.fileno())
     staged.replace(path)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from idm_core.degradations import sample_generator
+from manifests import rundir, shards, storage
 from manifests.errors import SampleError, SourceError
 from pipelines import images
 from pipelines.datasets import Entry, open_dataset, read_entries
@@ -40,7 +41,7 @@ FILTERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A folder, zip or tar of photographs, and its share of the patches."""
+    """Photographs of one place, and their share of the patches."""
 
     url: str
     entries: tuple[Entry, ...]
@@ -50,6 +51,10 @@ class Source:
 def open_sources(urls: Sequence[str], shares: Sequence[float] | None, split: Split) -> list[Source]:
     """List the photographs of one split; without shares, the square roots of their numbers.
 
+    Args:
+        urls: folders, zips or tars; or views of runs, ``RUN/views/NAME.parquet``: the samples that the view keeps, each
+            restored or as it was.
+
     Raises:
         SourceError: a source cannot be opened, or holds no photograph of this split.
         ValueError: as many shares as sources are needed, all above 0.
@@ -58,11 +63,38 @@ def open_sources(urls: Sequence[str], shares: Sequence[float] | None, split: Spl
         raise ValueError(f"{len(urls)} sources need as many shares, all above 0; there are {list(shares)}")
     sources = []
     for i, url in enumerate(urls):
-        entries = tuple(e for e in open_dataset("folder", url).entries if split_of(e.source_name) == split)
+        there = entries_of_view(url) if url.endswith(".parquet") else open_dataset("folder", url).entries
+        entries = tuple(e for e in there if split_of(e.source_name) == split)
         if not entries:
             raise SourceError(f"{url}: no photograph of the {split} split; give a larger source")
         sources.append(Source(url, entries, shares[i] if shares is not None else len(entries) ** 0.5))
     return sources
+
+
+def entries_of_view(url: str) -> list[Entry]:
+    """Where the bytes of a view's samples lie, under their names in the raw dataset, which decide their split.
+
+    Raises:
+        SourceError: that is no view of a run.
+    """
+    root, folder, _ = url.rsplit("/", 2) if url.count("/") >= 2 else ("", "", "")
+    if folder != "views" or not storage.exists(url):
+        raise SourceError(f"{url}: no such view; give the path of RUN/views/NAME.parquet")
+    run = rundir.read(root)
+    with storage.open_read(url) as f:
+        rows = shards.read_parquet(f, ["key", "source_name", "shard", "origin", "offset", "nbytes"]).to_pylist()
+    folders = {"source": rundir.SOURCE, "restored": rundir.restored(1)}
+    return [
+        Entry(
+            key=row["key"],
+            source_name=row["source_name"],
+            container=run.url(folders[row["origin"]], f"{row['shard']}.tar"),
+            offset=row["offset"],
+            nbytes=row["nbytes"],
+        )
+        for row in rows
+        if row["origin"] is not None
+    ]
 
 
 class PhotoPool:
@@ -72,13 +104,21 @@ class PhotoPool:
 
     Args:
         side: pixels of a patch's side.
+        least: photographs are reduced at least by this factor, but for large ones at times; see ``cut_patch``.
         nbytes: bound on the photographs held; each source has its share of it.
     """
 
     def __init__(
-        self, sources: Sequence[Source], side: int, seed: int, *, nbytes: int = 4 * 2**30, refresh: int = 50_000
+        self,
+        sources: Sequence[Source],
+        side: int,
+        seed: int,
+        *,
+        least: float = LEAST_REDUCTION,
+        nbytes: int = 4 * 2**30,
+        refresh: int = 50_000,
     ) -> None:
-        self._sources, self._side, self._seed = list(sources), side, seed
+        self._sources, self._side, self._seed, self._least = list(sources), side, seed, least
         self._nbytes, self._refresh = nbytes, refresh
         self._bounds = list(itertools.accumulate(s.share / sum(s.share for s in sources) for s in sources))
         self._window = -1
@@ -93,7 +133,7 @@ class PhotoPool:
         u = torch.rand(8, generator=sample_generator(self._seed, f"patch {index}"), dtype=torch.float64).tolist()
         source = next(i for i, bound in enumerate(self._bounds) if u[0] < bound or i == len(self._bounds) - 1)
         photos = self._photos[source]
-        pixels = cut_patch(photos[int(u[1] * len(photos))], self._side, u[2:])
+        pixels = cut_patch(photos[int(u[1] * len(photos))], self._side, u[2:], self._least)
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
     def _load(self, window: int) -> None:
@@ -134,11 +174,11 @@ def reduce_photo(photo: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
 
 
-def cut_patch(photo: Pixels, side: int, u: Sequence[float]) -> Pixels:
+def cut_patch(photo: Pixels, side: int, u: Sequence[float], least: float = LEAST_REDUCTION) -> Pixels:
     """A square of the photograph, reduced to ``side`` pixels, maybe mirrored.
 
-    Two thirds of the reductions are log-uniform between ``LEAST_REDUCTION`` and what the whole short side would
-    need, a third is exactly that; large photographs give three in ten patches at 1 to ``LEAST_REDUCTION``.
+    Two thirds of the reductions are log-uniform between ``least`` and what the whole short side would
+    need, a third is exactly that; large photographs give three in ten patches at 1 to ``least``.
 
     Args:
         photo: HWC, at least ``side`` pixels a side.
@@ -147,9 +187,9 @@ def cut_patch(photo: Pixels, side: int, u: Sequence[float]) -> Pixels:
     height, width = photo.shape[:2]
     short = min(height, width)
     most = short / side
-    least = min(LEAST_REDUCTION, most)
+    least = min(least, most)
     if short >= LARGE and u[0] < 0.3:
-        least, most = 1.0, LEAST_REDUCTION
+        least, most = 1.0, least
     elif u[0] >= 0.65:
         least = most
     reduction = least * (most / least) ** u[1]

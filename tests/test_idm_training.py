@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from idm_core import load_restorer
-from idm_core.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, load_tensors
+from idm_core.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, load_tensors, save_checkpoint
 from idm_core.losses import Perceptual
 from idm_core.presets import PRESETS, Preset
 from idm_core.training import STATE, TrainConfig, learning_rate, train
@@ -144,6 +144,13 @@ def test_checkpoints_load_or_say_why_not(trained: Path, tmp_path: Path) -> None:
     broken.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
         load_checkpoint(broken)
+
+
+def test_equal_checkpoints_are_equal_bytes(trained: Path, tmp_path: Path) -> None:
+    networks, config, sha256 = load_checkpoint(trained / "tiny.safetensors")
+    for i in range(8):
+        path = save_checkpoint(tmp_path / f"{i}.safetensors", networks.state_dict(), config)
+        assert load_checkpoint(path)[2] == sha256
 
 
 def test_unknown_restorers_name_the_known_ones(tmp_path: Path) -> None:
