@@ -1,6 +1,7 @@
 """The restorer's sizes in one table: one row is one model.
 
-After each row: millions of parameters, denoiser + severity network, and GFLOP of one evaluation of one image.
+After each row: millions of parameters, denoiser + severity network; GFLOP of one evaluation of one image; and what a
+training in bf16 takes of a GPU, GB whatever its batch and MB an image of it (`python -m tests.benchmarks.presets`).
 """
 
 from __future__ import annotations
@@ -46,16 +47,16 @@ _64: Final = Preset("idm-64", 64, 2, (64, 128, 256), (1, 1, 2), (1, 2), 128, (32
 _32: Final = Preset("small-64", 64, 2, (32, 64, 128), (1, 1, 2), (1, 2), 128, (16, 32, 48))
 # fmt: off
 PRESETS: Final = {preset.name: preset for preset in (
-    #      name       px  stem widths               encoder       decoder    emb  severity          M  GFLOP
-    _64,                                                                                        # 4+.5 1.2
-    Preset("idm-256", 256, 4, (128, 256, 384, 512), (2, 3, 3, 3), (3, 3, 2), 256, (32, 64, 128)), # 46+1  38
-    Preset("idm-512", 512, 4, (128, 256, 512, 768), (2, 3, 4, 4), (4, 3, 2), 256, (48, 96, 192)), # 101+2 211
+    #      name       px  stem widths               encoder       decoder    emb  severity          M  GFLOP  GB  MB
+    _64,                                                                                        # 4+.5  1.2   .1   6
+    Preset("idm-256", 256, 4, (128, 256, 384, 512), (2, 3, 3, 3), (3, 3, 2), 256, (32, 64, 128)), # 46+1   38  1.0  90
+    Preset("idm-512", 512, 4, (128, 256, 512, 768), (2, 3, 4, 4), (4, 3, 2), 256, (48, 96, 192)), # 101+2 211  2.3 439
     # idm-64's networks on other chains, to compare with
     replace(_64, name="indi-64", chain="indi"),
     replace(_64, name="edm-64", chain="edm"),
     replace(_64, name="direct-64", chain="direct"),
     # half as wide, for experiments with many runs
-    _32,                                                                                        # 1+.1 .3
+    _32,                                                                                        # 1+.1   .3   .0   3
 )}
 # fmt: on
 

@@ -7,9 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-# A USTAR name holds 100 bytes; the longest member suffix is ".json", and a hash suffix takes 9.
+# A USTAR name holds 100 bytes; the longest member suffix is ".json", a hash suffix takes 9 and that of a face 8.
 MAX_KEY = 80
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_FACE = re.compile(r"-face\d{3}$")
 
 
 def safe_stem(name: str) -> str:
@@ -20,6 +21,25 @@ def safe_stem(name: str) -> str:
     """
     stem = _UNSAFE.sub("_", name.replace("/", "-")).strip("_-")
     return stem[: MAX_KEY - 9] or "sample"
+
+
+def photograph_stem(stem: str) -> str:
+    """A stem without hyphens, for a photograph that faces are cut out of.
+
+    ``-`` sorts before everything else in a key. Left to ``face_key`` and ``unique_keys``, it keeps the faces
+    of one photograph together and in the order of the photographs, as a shard needs them.
+    """
+    return stem.replace("/", "_").replace("-", "_")
+
+
+def face_key(photograph: str, number: int) -> str:
+    """The key of a face that was cut out of a photograph; ``number`` counts from 0, the largest first."""
+    return f"{photograph}-face{number:03d}"
+
+
+def photograph_key(key: str) -> str:
+    """The key of the photograph that a face was cut out of; a photograph's own key stays as it is."""
+    return _FACE.sub("", key)
 
 
 def unique_keys(stems: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -19,7 +19,8 @@ from typing import Any
 from manifests import storage
 from manifests.errors import RunError
 
-RUN_VERSION = 1
+# 2: perceptual hashes know mirrored copies; those of version 1 cannot be compared with them
+RUN_VERSION = 2
 SOURCE, CLEANED = "source", "cleaned"
 
 
@@ -144,7 +145,10 @@ def read(root: str) -> Run:
     try:
         stored = storage.read_json(storage.join(root, "run.json"))
         if stored["version"] != RUN_VERSION:
-            raise RunError(f"{root}/run.json has version {stored['version']}, this program writes {RUN_VERSION}")
+            raise RunError(
+                f"{root}/run.json has version {stored['version']}, this program writes {RUN_VERSION}: "
+                "its columns mean something else; make a new run in another directory"
+            )
         run = Run(root, stored["config"])
         if stored["fingerprint"] != run.fingerprint:
             raise RunError(f"{root}/run.json was edited: its fingerprint does not match its configuration")

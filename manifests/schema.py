@@ -1,4 +1,4 @@
-"""The columns of every table on disk, with their units. Version 1 of the contract.
+"""The columns of every table on disk, with their units. Version 2 of the contract.
 
 Four tables share these columns, each a superset in meaning of the one before:
 
@@ -14,7 +14,7 @@ from typing import Final
 
 import pyarrow as pa
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 #: What can become of a sample. At ingest and restore the status is provisional; ``select`` decides.
 STATUSES: Final = ("restored", "kept_original", "rejected", "failed")
@@ -36,7 +36,7 @@ ORIGIN = [
     _field("label", pa.int64(), "class index"),
     _field("class_name", pa.string(), "class name: folder name or wnid"),
     _field("group", pa.string(), "samples of one group come from one photograph"),
-    _field("split", pa.string(), "train | validation, where the dataset says so"),
+    _field("split", pa.string(), "train | validation: the policy's where it holds samples out, else the dataset's own"),
     _field("metadata", pa.string(), "JSON object that the source gave with this image"),
     _field("source_bytes", pa.int64(), "length of the source file, bytes"),
     _field("source_sha256", pa.string(), "SHA-256 of the source file, hex"),
@@ -44,7 +44,7 @@ ORIGIN = [
     _field("mode", pa.string(), "pixel mode as stored, before conversion to RGB"),
     _field("notes", pa.list_(pa.string()), "what decoding had to handle: exif_rotated, cmyk, alpha_dropped, ..."),
     _field("upscale_factor", pa.float32(), "known from the dataset's metadata: above 1, the image was enlarged"),
-    _field("phash", pa.binary(32), "256-bit perceptual hash (DCT) of the decoded image"),
+    _field("phash", pa.binary(32), "256-bit perceptual hash (signs of the DCT) of the decoded image"),
 ]
 
 LOCATION = [
@@ -73,6 +73,8 @@ RESTORATION = [
     _field("severity_after", pa.float32(), "the same, read again on the candidate"),
     _field("passes", pa.int32(), "passes of the intrinsic iteration that were used; 0 when only looked at"),
     _field("evaluations", pa.int32(), "network evaluations spent on each pixel of this sample"),
+    _field("stop", pa.string(), "why it ended: clean | settled | passes | severity_rose | inconsistent | identity"),
+    _field("consistency", pa.float32(), "PSNR between averages over 8x8 pixels of candidate and source, dB"),
     _field("psnr_source", pa.float32(), "PSNR between candidate and source, dB: how far it was changed"),
     _field("truth_psnr_before", pa.float32(), "PSNR of the source to the known truth, dB; infinite if equal"),
     _field("truth_psnr_after", pa.float32(), "PSNR of the candidate to the known truth, dB"),
@@ -81,8 +83,8 @@ RESTORATION = [
 
 DUPLICATES = [
     _field("duplicate_group", pa.string(), "key of the group's first sample; null when the sample is alone"),
-    _field("duplicate_kind", pa.string(), "exact (same bytes) | near (perceptual hash)"),
-    _field("duplicate_distance", pa.int32(), "Hamming distance to the group's first sample, of 256 bits"),
+    _field("duplicate_kind", pa.string(), "exact (same bytes) | near | mirrored (both by perceptual hash)"),
+    _field("duplicate_distance", pa.int32(), "Hamming distance to the group's first sample, or its mirror image; of 256"),
 ]
 
 DECISION = [

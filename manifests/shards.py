@@ -207,18 +207,29 @@ def read_parquet(stream: IO[bytes], columns: Sequence[str] | None = None) -> pa.
     return pq.ParquetFile(stream).read(columns=list(columns) if columns is not None else None, use_threads=False)
 
 
+class ParquetOfShards:
+    """A Parquet file that holds the rows of many shards, open: its footer, long in a large run, is read once."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._file = pq.ParquetFile(stream)
+        metadata = self._file.metadata
+        column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == "shard")
+        statistics = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
+        self._bounds = [(s.min, s.max) if s is not None and s.has_min_max else None for s in statistics]
+
+    def read(self, shard: str) -> list[dict[str, Any]]:
+        """The rows of one shard; of the row groups only those are read that can hold any."""
+        found = []
+        for i, bounds in enumerate(self._bounds):
+            if bounds is None or bounds[0] <= shard <= bounds[1]:
+                rows = self._file.read_row_group(i, use_threads=False).to_pylist()
+                found += [r for r in rows if r["shard"] == shard]
+        return found
+
+
 def read_parquet_of(stream: IO[bytes], shard: str) -> list[dict[str, Any]]:
-    """The rows of one shard in a Parquet file that holds many; reads the row groups alone that can hold any."""
-    file = pq.ParquetFile(stream)
-    metadata = file.metadata
-    column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == "shard")
-    found = []
-    for i in range(metadata.num_row_groups):
-        bounds = metadata.row_group(i).column(column).statistics
-        if bounds is None or not bounds.has_min_max or bounds.min <= shard <= bounds.max:
-            rows = file.read_row_group(i, use_threads=False).to_pylist()
-            found += [r for r in rows if r["shard"] == shard]
-    return found
+    """The rows of one shard in a Parquet file that holds many."""
+    return ParquetOfShards(stream).read(shard)
 
 
 def read_rows(folder: str, shard: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from manifests import attempts, listing, rundir, schema, shards, status, storage
 from manifests.errors import ShardError
+from manifests.keys import photograph_key
 from manifests.rundir import Run
 
 
@@ -20,7 +21,8 @@ def problems(run: Run, *, hashes: bool = False) -> Iterator[str]:
     """
     yield from _listing(run, hashes)
     planned = run.shards()
-    keys = {shard: [row["key"] for row in listing.read(run, shard)] for shard in planned}
+    listed = {shard: [row["key"] for row in listing.read(run, shard)] for shard in planned}
+    keys = _faces_of(run, listed) if run.config["ingest"].get("align") else listed
     for folder, fingerprint in status.shard_stages(run):
         url = run.url(folder)
         for shard in planned:
@@ -28,12 +30,22 @@ def problems(run: Run, *, hashes: bool = False) -> Iterator[str]:
             if why is not None:
                 yield f"{folder}/{shard}: {why}"
                 continue
+            if folder == rundir.SOURCE and {photograph_key(k) for k in keys[shard]} != set(listed[shard]):
+                yield f"{folder}/{shard}: its faces are not of the photographs of the listing"
             yield from (f"{folder}/{shard}: {problem}" for problem in _shard(url, shard, keys[shard], hashes))
         yield from (f"{folder}/{name}: no shard of this run" for name in _foreign(url, planned))
     for name in storage.list_names(run.url("views"), ".json"):
         yield from _view(run, name.removesuffix(".json"), [k for shard in planned for k in keys[shard]], hashes)
     for failure in attempts.given_up(run):
         yield f"{failure['stage']}/{failure['shard']}: given up after {failure['attempts']} attempts"
+
+
+def _faces_of(run: Run, listed: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Where faces were cut out of photographs: the keys that ingest made of the listing's, for the stages after it."""
+    fingerprint = run.stage_fingerprint(rundir.SOURCE)
+    url = run.url(rundir.SOURCE)
+    done = [s for s in listed if shards.why_not_done(url, s, fingerprint) is None]
+    return listed | {s: shards.read_rows(url, s, ["key"])["key"].to_pylist() for s in done}
 
 
 def _listing(run: Run, hashes: bool) -> Iterator[str]:

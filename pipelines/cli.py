@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from manifests.errors import ConfigError, CurateError
+from pipelines.stages import STAGES
 
 if TYPE_CHECKING:
     from pipelines.config import Config
@@ -18,8 +21,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+FACES = ("auto", "facexlib", "mobilefacenet", "dlib", "off")
 DATASETS = ("sample", "ffhq", "imagenet", "folder", "webdataset")
-STAGES = ("ingest", "restore", "select", "pack", "report")
 
 
 def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -36,6 +39,8 @@ source_options = _stack(
     click.option("--source", metavar="PATH", help="Folder, archive or fsspec URL of the raw dataset."),
     click.option("--truth", metavar="PATH", help="Pristine images under the same names, where damage was planted."),
     click.option("--limit", type=click.IntRange(min=1), help="Only the first N samples, in the order of their names."),
+    click.option("--align", type=click.Choice(["ffhq"]), help="Cut faces out of photographs, aligned like FFHQ's."),
+    click.option("--faces", type=click.Choice(FACES), help="Which face model looks.  [default: auto]"),
     click.option("--shard-size", type=click.IntRange(min=1), help="Samples per shard.  [default: by dataset]"),
     click.option("--run", "root", metavar="DIR", help="The run directory.  [default: runs/DATASET]"),
 )
@@ -50,7 +55,10 @@ worker_options = _stack(
     click.option("--retry-failed", is_flag=True, help="Try shards again that were given up."),
 )
 model_option = click.option("--restorer", metavar="NAME|FILE", help="A shipped model or a checkpoint of your own.")
-policy_option = click.option("--policy", metavar="NAME|FILE", help="A shipped policy or a YAML file.")
+policy_option = _stack(
+    click.option("--policy", metavar="NAME|FILE", help="A shipped policy or a YAML file."),
+    click.option("--validation", type=click.FloatRange(0, 1, max_open=True), help="Share of the samples to hold out."),
+)
 dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Print the plan and touch nothing.")
 
 
@@ -93,7 +101,8 @@ def cli(verbose: bool) -> None:
 def _config(config_file: Path | None, overrides: tuple[str, ...], **options: Any) -> Config:
     from pipelines import config, datasets
 
-    names = {"dataset": "dataset.name", "restorer": "restore.restorer", "policy": "policy"}
+    names = {"dataset": "dataset.name", "restorer": "restore.restorer", "policy": "policy", "validation": "validation"}
+    names |= {"align": "ingest.align", "faces": "faces.model"}
     sections = {"source": "dataset", "truth": "dataset", "limit": "dataset", "shard_size": "dataset"}
     resources = ("workers", "gpus_per_worker", "address")
     dotted = {names[k]: v for k, v in options.items() if k in names}
@@ -123,9 +132,9 @@ def _continue(root: str, stages: tuple[str, ...], options: dict[str, Any], dry_r
     from pipelines import config
 
     stored = {f"{section}.{k}": v for section, part in rundir.read(root).config.items() for k, v in part.items()}
-    policy = options.pop("policy", None)
+    decision = {k: options.pop(k) for k in ("policy", "validation", "view") if k in options}
     resources = {f"resources.{k}": v for k, v in options.items()}
-    _work(config.load(None, (), stored | resources | {"policy": policy}), root, stages, dry_run, retry_failed)
+    _work(config.load(None, (), stored | resources | decision), root, stages, dry_run, retry_failed)
 
 
 def _finish(outcome: Outcome) -> None:
@@ -174,6 +183,7 @@ def ingest(root: str | None, dry_run: bool, retry_failed: bool, **options: Any) 
     \b
     Example:
       idm-curate ingest --dataset imagenet --source /data/ILSVRC2012_img_train.tar
+      idm-curate ingest --dataset folder --source /data/photos --align ffhq --set ingest.align_size=512
     """
     _work(_config(**options), root, ("ingest",), dry_run, retry_failed)
 
@@ -191,11 +201,26 @@ def ingest(root: str | None, dry_run: bool, retry_failed: bool, **options: Any) 
     help="Checkpoint to begin with the weights of.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images at once.")
-@click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches per step.")
+@click.option(
+    "--accumulate",
+    type=click.IntRange(min=1),
+    help="Batches per step: a step is of batch x accumulate images.  [default: one a worker]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Processes of Ray Train that share each step's batches; 0 trains in this process, without Ray.",
+)
+@click.option("--gpus-per-worker", type=click.IntRange(0, 1), help="[default: 1 where Ray has GPUs]")
+@click.option("--address", metavar="URL", help="A running Ray cluster.  [default: $RAY_ADDRESS, else this machine]")
+@click.option("--rounds", metavar="auto|N", help="Clean the one source with what was learnt from it, and train on.")
+@click.option("--round-nimg", type=click.IntRange(min=1), help="Length of later rounds.  [default: a sixth of --nimg]")
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", help="Of the products.")
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile the networks: minutes, then faster on GPUs.")
 @click.option("--lpips", is_flag=True, help="Add LPIPS to the loss; needs AlexNet's trunk, see `idm-curate doctor`.")
-@click.option("--device", default=None, metavar="cpu|cuda", help="[default: cuda where there is one]")
+@click.option("--device", metavar="cpu|cuda", help="Without workers.  [default: cuda where there is one]")
 @click.option(
     "--calibrate-to",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -209,26 +234,47 @@ def train_idm(sources: tuple[str, ...], shares: tuple[float, ...], lpips: bool, 
     Examples:
       idm-curate train-idm --source photos.zip --source faces/ --out models/mine --nimg 300000
       idm-curate run --dataset folder --source raw/ --restorer models/mine/idm-64.safetensors
+      idm-curate train-idm --source /mnt/photos.zip --out /mnt/models/big --preset idm-256 --batch 16 --workers 8
+      idm-curate train-idm --source raw/ --out models/raw --rounds auto
+
+    With --rounds the source may be dirty itself: each round cleans it with the model so far, trains on with that, and
+    stops when damage planted in its best held-out photographs is no longer restored better.
+    With workers on several nodes --source, --start and --out have to be on storage that all of them see.
     """
     import torch
 
     from idm_core.presets import preset_named
     from idm_core.training import TrainConfig
-    from pipelines import doctor
+    from pipelines import weights
+    from pipelines.rounds import Rounds, train_rounds
     from pipelines.train_idm import calibrate, train_idm
 
     device = options.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
     target, out, preset, start = (options.pop(name) for name in ("calibrate_to", "out", "preset", "start"))
+    rounds, round_nimg = options.pop("rounds"), options.pop("round_nimg")
+    spread = {name: options.pop(name) for name in ("workers", "gpus_per_worker", "address")}
+    options["accumulate"] = options["accumulate"] or max(1, spread["workers"])
     if target is not None:
         click.echo(calibrate(out / f"{preset}.safetensors", sources, shares or None, to=target, device=device))
         return
-    trunk = doctor.required(doctor.LPIPS_TRUNK) if lpips else None
+    trunk = weights.required(weights.LPIPS_TRUNK) if lpips else None
     try:
         config = TrainConfig(preset_named(preset), perceptual=0.1 if lpips else 0.0, compile=compiled, **options)
     except ValueError as error:
         raise ConfigError(f"--preset: {error}") from error
-    trained = train_idm(sources, out, config, shares=shares or None, start=start, lpips_trunk=trunk, device=device)
-    click.echo(trained)
+    usage = {"shares": shares or None, "start": start, "lpips_trunk": trunk, "device": device}
+    if rounds is None:
+        click.echo(train_idm(sources, out, config, **usage, **spread))
+        return
+    if len(sources) != 1:
+        raise ConfigError(f"--rounds: one --source, the raw set that is to be cleaned; there are {len(sources)}")
+    if rounds != "auto" and not (rounds.isdecimal() and int(rounds)):
+        raise ConfigError(f"--rounds {rounds}: it is auto, or the most rounds there may be")
+    plan = Rounds(nimg=round_nimg or max(1, config.nimg // 6))
+    if rounds != "auto":
+        plan = replace(plan, most=int(rounds))
+    del usage["shares"]
+    click.echo(train_rounds(sources[0], out, config, plan, **usage, **spread))
 
 
 @cli.command()
@@ -249,29 +295,34 @@ def restore(root: str, dry_run: bool, retry_failed: bool, **options: Any) -> Non
 @click.argument("root", metavar="RUN")
 @policy_option
 @dry_run_option
-def select(root: str, policy: str | None, dry_run: bool) -> None:
+def select(root: str, dry_run: bool, **options: Any) -> None:
     """Decide on the evidence, by a policy; writes a view. Costs seconds: no image is touched.
 
     \b
-    Example:
+    Examples:
       idm-curate select runs/ffhq --policy strict
+      idm-curate select runs/ffhq --validation 0.1
     """
-    _continue(root, ("select",), {"policy": policy}, dry_run, False)
+    _continue(root, ("select",), options, dry_run, False)
 
 
 @cli.command()
 @click.argument("root", metavar="RUN")
 @policy_option
+@click.option("--view", metavar="NAME", help="A view that is there, of a policy or a query, instead of a policy.")
 @worker_options
 @dry_run_option
 def pack(root: str, dry_run: bool, retry_failed: bool, **options: Any) -> None:
     """Write the cleaned shards that a policy's view decided on.
 
     \b
-    Example:
+    Examples:
       idm-curate pack runs/ffhq --policy strict
+      idm-curate pack runs/ffhq --view sharp
     """
-    _continue(root, ("select", "pack"), options, dry_run, retry_failed)
+    if options["view"] and (options["policy"] or options["validation"] is not None):
+        raise ConfigError("--view is a view that is there; --policy and --validation decide anew: give either")
+    _continue(root, ("pack",) if options["view"] else ("select", "pack"), options, dry_run, retry_failed)
 
 
 @cli.command()
@@ -286,6 +337,127 @@ def report(root: str) -> None:
     from pipelines.report import write_report
 
     click.echo(write_report(root))
+
+
+@cli.command()
+@click.argument("root", metavar="RUN")
+@click.option("--to", "target", required=True, metavar="PATH", help="The .zip file or the folder.")
+@click.option("--format", required=True, type=click.Choice(["stylegan", "hf", "folder"]), help="For whom it is.")
+@click.option("--arm", type=click.Choice(["cleaned", "original"]), default="cleaned", show_default=True, help="Which.")
+@click.option("--view", metavar="NAME", help="The view that decides on the cleaned arm.  [default: the packed one]")
+@click.option("--split", type=click.Choice(["train", "validation"]), help="Only these samples.  [default: all]")
+@click.option("--resolution", type=click.IntRange(min=8), metavar="PX", help="Side of all images; Lanczos, PNG.")
+@click.option("--crop", type=click.Choice(["center", "none"]), default="center", show_default=True, help="To a square.")
+@click.option("--enlarge", is_flag=True, help="Enlarge images that are smaller; they are left out without it.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that resize.  [default: one a core; 0: none]")
+@dry_run_option
+def export(root: str, target: str, workers: int | None, dry_run: bool, **options: Any) -> None:
+    """Write curated samples for other trainers: a StyleGAN/EDM zip, a Hugging Face imagefolder, or plain files.
+
+    \b
+    Examples:
+      idm-curate export runs/ffhq --to ffhq-256.zip --format stylegan --resolution 256
+      idm-curate export runs/ffhq --to ffhq-hf --format hf
+      idm-curate export runs/ffhq --to originals --format folder --arm original -n
+
+    Image files keep their bytes unless they are resized. The same command again continues, or does nothing.
+    """
+    from manifests import rundir
+    from pipelines.export import export
+    from pipelines.exports.plan import Request
+
+    workers = os.cpu_count() or 1 if workers is None else workers
+    export(rundir.read(root), target, Request(**options), workers=workers, dry_run=dry_run, say=click.echo)
+
+
+@cli.command()
+@click.argument("root", metavar="RUN")
+@click.argument("sql", required=False)
+@click.option("--schema", "show_schema", is_flag=True, help="Print all tables, with columns, types and units.")
+@click.option("--policy", metavar="NAME", help="The view whose decisions `samples` has.  [default: the packed one]")
+@click.option(
+    "--format", type=click.Choice(["table", "json", "csv", "parquet"]), help="[default: by --out, else table]"
+)
+@click.option("--out", metavar="FILE", help="Write the answer there, a path or URL, whole or not at all.")
+@click.option("--limit", type=click.IntRange(min=1), help="Rows at most.  [default: 40 in a table, else all]")
+@click.option(
+    "--view", metavar="NAME", help="Save the samples whose `key` is in the answer as a view, for pack --view."
+)
+def query(root: str, sql: str | None, show_schema: bool, **options: Any) -> None:
+    """Ask a run's manifests, in SQL (DuckDB's). Nothing but the run is read, and nothing of it is written.
+
+    Tables: `samples`, a row for every sample with all that is known of it, and `source`, `restored`, `cleaned`,
+    `duplicates`, `views.NAME`, as the stages left them.
+
+    \b
+    Examples:
+      idm-curate query runs/ffhq --schema
+      idm-curate query runs/ffhq "SELECT status, gate, count(*) FROM samples GROUP BY ALL"
+      idm-curate query runs/ffhq "FROM samples WHERE severity > 0.5" --out damaged.parquet
+      idm-curate query runs/ffhq "SELECT key FROM samples WHERE sharpness > 0.8" --view sharp
+      idm-curate pack runs/ffhq --view sharp
+    """
+    from manifests import rundir
+    from pipelines import query as queries
+
+    run = rundir.read(root)
+    if show_schema or sql is None:
+        if not show_schema:
+            raise ConfigError('give a query, as "SELECT status, count(*) FROM samples GROUP BY ALL", or --schema')
+        click.echo(queries.described(run))
+        return
+    if options["view"] is not None:
+        if options["out"] or options["format"] or options["limit"]:
+            raise ConfigError(
+                "--view saves every key of the answer, in its own form: leave out --out, --format and --limit"
+            )
+        from pipelines.query_view import save_view
+
+        marker = save_view(run, options["view"], sql, options["policy"])
+        counts = ", ".join(f"{n} {name}" for name, n in marker["counts"].items())
+        click.echo(
+            f"view {options['view']}: {marker['chosen']} samples chosen, decided by view {marker['view']}; {counts}"
+        )
+        return
+    form = options["format"] or queries.format_of(options["out"])
+    with queries.answered(run, sql, options["policy"]) as answer:
+        if options["out"]:
+            left_out = queries.write(answer.rows, options["out"], form, options["limit"])
+        else:
+            left_out = queries.print_to(sys.stdout, answer.rows, form, options["limit"])
+    if left_out:
+        click.echo(f"{left_out} more rows; --limit shows more of them, --out FILE keeps them all", err=True)
+    if answer.decided_by:
+        click.echo(f"samples: status, gate and margin are those of the view {answer.decided_by}", err=True)
+
+
+@cli.command()
+@click.argument("root_a", metavar="RUN_A")
+@click.argument("root_b", metavar="RUN_B")
+@click.option("--policy", metavar="NAME", help="The view that decides in RUN_A.  [default: the packed one]")
+@click.option("--policy-b", metavar="NAME", help="The same in RUN_B.  [default: the packed one of RUN_B]")
+@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+def diff(root_a: str, root_b: str, policy: str | None, policy_b: str | None, as_json: bool) -> None:
+    """Say which samples changed status between two runs, or by two policies of one, and why.
+
+    \b
+    Examples:
+      idm-curate diff runs/ffhq runs/ffhq-cautious
+      idm-curate diff runs/ffhq runs/ffhq --policy default --policy-b strict
+      idm-curate diff runs/ffhq runs/ffhq-cautious --json > diff.json
+    """
+    import json
+
+    from manifests import rundir
+    from pipelines import diff as diffs
+
+    found = diffs.diff(rundir.read(root_a), rundir.read(root_b), policy, policy_b)
+    if as_json:
+        click.echo(json.dumps(diffs.as_json(found), indent=2, ensure_ascii=False))
+        return
+    for line in diffs.as_text(found):
+        click.echo(line)
 
 
 @cli.command()

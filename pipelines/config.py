@@ -11,6 +11,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from manifests.errors import ConfigError
 
+#: From so many samples on, a share of failed ones says something: a handful of bad files is a fact about a dataset, a
+#: shard of them is a broken decoder or a broken disk.
+FEW = 8
+
 DatasetName = Literal["sample", "ffhq", "imagenet", "folder", "webdataset"]
 
 #: Samples per shard where the user names no number: about a gigabyte of FFHQ, a tenth of one of ImageNet.
@@ -33,7 +37,17 @@ class IngestConfig(BaseModel, frozen=True, extra="forbid"):
     max_failed: float = Field(default=0.5, ge=0, le=1, description="a larger share of failed samples fails the shard")
     # An image of N pixels takes about 8 N bytes while it is decoded: a worker stays under a gigabyte.
     max_pixels: int = Field(default=100_000_000, ge=64, description="larger images fail as too_large")
-    duplicate_distance: int = Field(default=22, ge=0, le=64, description="Hamming distance of near duplicates, of 256")
+    duplicate_distance: int = Field(default=26, ge=0, le=64, description="Hamming distance of near duplicates, of 256")
+
+    align: Literal["ffhq"] | None = Field(default=None, description="cut every face out of its photograph, like FFHQ's")
+    align_size: int = Field(default=1024, ge=16, le=4096, description="side of a face that was cut out, px")
+    align_min_side: int = Field(default=64, ge=1, description="smaller squares of a face are not cut out, px")
+
+
+class FacesConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which face model looks; ``auto`` becomes a name, or off, when a run is made that needs one."""
+
+    model: Literal["auto", "facexlib", "mobilefacenet", "dlib", "off"] = "auto"
 
 
 class RestoreConfig(BaseModel, frozen=True, extra="forbid"):
@@ -61,13 +75,18 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     dataset: DatasetConfig = DatasetConfig()
     ingest: IngestConfig = IngestConfig()
+    faces: FacesConfig = FacesConfig()
     restore: RestoreConfig = RestoreConfig()
     policy: str = "default"
+    validation: float | None = Field(default=None, ge=0, lt=1, description="share held out; none: as the policy says")
+    view: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$", description="what is packed; none: what the policy decided"
+    )
     resources: Resources = Resources()
 
     def of_the_bytes(self) -> dict[str, Any]:
         """The part that the bytes of the result depend on: what ``run.json`` keeps and the fingerprint covers."""
-        dump: dict[str, Any] = self.model_dump(mode="json", exclude={"resources", "policy"})
+        dump: dict[str, Any] = self.model_dump(mode="json", exclude={"resources", "policy", "validation", "view"})
         if dump["dataset"]["shard_size"] is None:
             dump["dataset"]["shard_size"] = SHARD_SIZE[self.dataset.name]
         return dump

@@ -5,48 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 
-from manifests.errors import ConfigError
+from pipelines.weights import WEIGHTS, line, weights_folder
 
 REQUIRED = ("torch", "torchvision", "ray", "webdataset", "pyarrow", "clean-fid", "lpips", "facexlib", "click")
-OPTIONAL = {"s3fs": "s3:// paths: pip install 'idm-curate[s3]'", "gcsfs": "gs:// paths: pip install 'idm-curate[gcs]'"}
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """A file that others publish and that is never fetched on its own."""
-
-    file: str
-    use: str
-    origin: str
-
-
-LPIPS_TRUNK = Weights(
-    "alexnet_features.safetensors",
-    "train-idm --lpips: the trunk of LPIPS",
-    "torchvision.models.alexnet(weights='DEFAULT').features, saved with safetensors under its own names",
-)
-WEIGHTS = (LPIPS_TRUNK,)
-
-
-def weights_folder() -> Path:
-    """Where weights of others are looked for: ``$IDM_WEIGHTS``, else ``~/.cache/idm-curate/weights``."""
-    return Path(os.environ.get("IDM_WEIGHTS", "~/.cache/idm-curate/weights")).expanduser()
-
-
-def required(weights: Weights) -> Path:
-    """The path of a file that the work cannot do without.
-
-    Raises:
-        ConfigError: it is not in the weights folder.
-    """
-    path = weights_folder() / weights.file
-    if not path.is_file():
-        raise ConfigError(f"{path} is missing, for {weights.use}; it is made of {weights.origin}")
-    return path
+OPTIONAL = {
+    "s3fs": "s3:// paths: pip install 'idm-curate[s3]'",
+    "gcsfs": "gs:// paths: pip install 'idm-curate[gcs]'",
+    "ai-edge-litert": "--faces mobilefacenet: pip install 'idm-curate[faces]'",
+    "dlib-bin": "--faces dlib: pip install 'idm-curate[faces]'",
+    "face-recognition-models": "--faces dlib: pip install 'idm-curate[faces]'",
+}
 
 
 def examine() -> Iterator[str]:
@@ -72,8 +43,5 @@ def examine() -> Iterator[str]:
         yield f"model      {checkpoint.stem}, {checkpoint.stat().st_size / 1e6:.1f} MB"
     folder = weights_folder()
     for weights in WEIGHTS:
-        found = (folder / weights.file).is_file()
-        yield f"{'weights' if found else 'missing':<10} {folder / weights.file}, for {weights.use}" + (
-            "" if found else f"; from {weights.origin}"
-        )
+        yield line(weights, folder)
     yield f"disk       {shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free here"

@@ -1,4 +1,4 @@
-"""Exact duplicates by SHA-256 and near duplicates by perceptual hash, across a whole dataset of a million and more."""
+"""Exact duplicates by SHA-256, near and mirrored ones by perceptual hash, across a dataset of a million and more."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from manifests import schema
 
 HASH_BITS: Final = 256
 
-#: Measured with ``measure.perceptual_hash``. Of 13,728 copies at half to twice the size, JPEG quality 50 to 95, 15 %
-#: darker to 10 % brighter, 99.96 % lie within 16 and all within 22; cut by 1 % on every side, 80 %. Of the 50 million
-#: pairs among 10,000 aligned faces the 199 within 40 all look like copies, one by one, by eye, 182 of them within 22;
-#: photographs of different people begin at 46.
-MAX_DISTANCE: Final = 22
+#: What mirroring turns over in each word of a ``measure.perceptual_hash``: the odd horizontal frequencies.
+ODD: Final = np.uint64(0x5555555555555555)
+_ODD_OF_WORD: Final = int(ODD).bit_count()
+
+#: Settled on planted copies and on all pairs of photographs (``python -m tests.benchmarks.duplicates``). Among 10,000
+#: aligned faces, all pairs within 42 are of one photograph, one by one, by eye; two people first look alike at 43.
+MAX_DISTANCE: Final = 26
 
 TABLE: Final = pa.schema([schema.IDENTITY[0], *schema.DUPLICATES])
 
@@ -31,7 +33,7 @@ def group_duplicates(
     *,
     max_distance: int = MAX_DISTANCE,
 ) -> pa.Table:
-    """Group samples that are copies of one image; the result does not depend on the order they come in.
+    """Group samples that are copies of one image or of its mirror image, whatever order they come in.
 
     Going through the samples in the order of their keys, each that is in no group yet is the first of a new one, and
     takes in all later ones of the same bytes, or within ``max_distance`` of it. So every member lies within
@@ -42,14 +44,14 @@ def group_duplicates(
         keys: unique sample keys.
         sha256: of the source file, or None where it could not be read: such a sample has no exact duplicate.
         phash: 32 bytes, or None for an image without structure: such a sample has no near duplicate.
-        max_distance: Hamming distance up to which two hashes are near, in bits of 256. Up to 24 the search takes a
-            minute or two for a million hashes; far above 32 it comes close to comparing every pair.
+        max_distance: Hamming distance up to which two hashes are near, in bits of 256. At 26 the search takes minutes
+            for a million hashes; above 32 it comes close to comparing every pair.
 
     Returns:
         Columns ``key, duplicate_group, duplicate_kind, duplicate_distance``, sorted by group, then key; only samples in
         groups of two and more. A sample is ``exact`` if one before it in its group has the same bytes, so that dropping
-        those leaves every content once; the group's first is ``exact`` if any other has its bytes;
-        the rest are ``near``.
+        those leaves every content once; the group's first is ``exact`` if any other has its bytes; the rest are
+        ``near``, or ``mirrored`` where the first's mirror image is nearer than the first.
 
     Raises:
         ValueError: lengths differ, a key comes twice, a hash is not 32 bytes, or the distance is outside 0-256.
@@ -73,9 +75,10 @@ def group_duplicates(
     point = [points.setdefault(h or ("no hash", c), len(points)) for c, h in enumerate(content_hash)]
 
     hashed = np.array([p for h, p in points.items() if isinstance(h, bytes)], np.int64)
-    star, bits = _stars(_as_words([h for h in points if isinstance(h, bytes)]), max_distance)
-    first, distance = np.arange(len(points)), np.zeros(len(points), np.int64)
-    first[hashed], distance[hashed] = hashed[star], bits
+    words = _as_words([h for h in points if isinstance(h, bytes)])
+    star, bits = _stars(words, max_distance)
+    first, distance, mirrored = np.arange(len(points)), np.zeros(len(points), np.int64), np.zeros(len(points), np.bool_)
+    first[hashed], distance[hashed], mirrored[hashed] = hashed[star], bits, _is_mirrored(words ^ words[star])
 
     group = first[np.array(point, np.int64)[np.array(content, np.int64)]]  # of every sample, in order
     members_of: dict[int, list[int]] = {}
@@ -93,7 +96,7 @@ def group_duplicates(
                 {
                     "key": keys[order[m]],
                     "duplicate_group": keys[order[members[0]]],
-                    "duplicate_kind": "exact" if exact else "near",
+                    "duplicate_kind": "exact" if exact else "mirrored" if mirrored[point[c]] else "near",
                     "duplicate_distance": int(distance[point[c]]),
                 }
             )
@@ -118,12 +121,13 @@ def _stars(hashes: npt.NDArray[np.uint64], max_distance: int) -> tuple[npt.NDArr
 def near_pairs(
     hashes: npt.NDArray[np.uint64], max_distance: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Every pair of hashes within ``max_distance`` bits: arrays (i, j, distance) with i < j, sorted.
+    """Every pair within ``max_distance`` bits, as they are or mirrored: arrays (i, j, distance) with i < j, sorted.
 
     Exact, by the pigeonhole principle: of two hashes that differ in d bits, cut into more than d / 2 bands, one band
     differs in at most one bit; leave out each of its bits in turn, and once the rest is equal (multi-index hashing;
     Norouzi, Punjani and Fleet, 2012). So there are as many passes as bits, each a sort of n short numbers, and only
     what falls into one bucket is compared. Fewer bits left out would mean shorter bands and many more to compare.
+    An image and its mirror image fall into one bucket: what is left of a band is turned so that its first odd bit is 0.
 
     Args:
         hashes: n x 4 uint64, all different (equal ones would fill buckets with what is known already).
@@ -131,13 +135,15 @@ def near_pairs(
     bands = max(max_distance // 2 + 1, HASH_BITS // 32)
     edges = [HASH_BITS * band // bands for band in range(bands + 1)]
     count = len(hashes)
-    scattered = _scatter_bits(hashes)
+    scattered, scattered_odd = _scatter_bits(hashes), _scatter_bits(np.full((1, HASH_BITS // 64), ODD))
     found = np.zeros(0, np.int64)  # i * count + j
     for low, high in itertools.pairwise(edges):
-        band = _bits_between(scattered, low, high)
+        band, band_odd = _bits_between(scattered, low, high), int(_bits_between(scattered_odd, low, high)[0])
         pairs = [found]
         for bit in range(high - low):
-            key = band & ~np.uint32(1 << bit)
+            key, odd = band & ~np.uint32(1 << bit), band_odd & ~(1 << bit)
+            first_odd = np.uint32(max(odd.bit_length() - 1, 0))
+            key ^= np.uint32(odd) * ((key >> first_odd) & np.uint32(1))
             # One sort of (key, index) as one number is several times faster than an argsort.
             ordered = np.sort((key.astype(np.uint64) << np.uint64(32)) | np.arange(count, dtype=np.uint64))
             index = (ordered & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -147,18 +153,25 @@ def near_pairs(
             while (left := left[left < count - offset]).size:
                 left = left[bucket[left] == bucket[left + offset]]
                 a, b = index[left], index[left + offset]
-                close = np.flatnonzero(np.bitwise_count(hashes[a, 0] ^ hashes[b, 0]) <= max_distance)
+                close = np.flatnonzero(_distance(hashes[a, :1] ^ hashes[b, :1]) <= max_distance)
                 a, b = a[close], b[close]
-                close = np.flatnonzero(_distance(hashes[a], hashes[b]) <= max_distance)
+                close = np.flatnonzero(_distance(hashes[a] ^ hashes[b]) <= max_distance)
                 pairs.append(np.minimum(a[close], b[close]) * count + np.maximum(a[close], b[close]))
                 offset += 1
         found = np.unique(np.concatenate(pairs))
     i, j = np.divmod(found, max(count, 1))
-    return i, j, _distance(hashes[i], hashes[j])
+    return i, j, _distance(hashes[i] ^ hashes[j])
 
 
-def _distance(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    return np.asarray(np.bitwise_count(a ^ b).sum(-1), np.int64)
+def _distance(difference: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Bits of n x (1 to 4) words in which two hashes differ, as they are or one of them mirrored, whichever is less."""
+    odd = np.bitwise_count(difference & ODD).sum(-1, dtype=np.int64)
+    even = np.bitwise_count(difference & ~ODD).sum(-1, dtype=np.int64)
+    return np.asarray(even + np.minimum(odd, _ODD_OF_WORD * difference.shape[-1] - odd), np.int64)
+
+
+def _is_mirrored(difference: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.bitwise_count(difference & ODD).sum(-1, dtype=np.int64) > HASH_BITS // 4, np.bool_)
 
 
 def _as_words(hashes: Sequence[bytes]) -> npt.NDArray[np.uint64]:  # n x 4

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import keys, listing, rundir, schema, shards, storage
-from manifests.errors import SampleError, ShardError, SourceError
+from manifests.errors import ConfigError, SampleError, ShardError, SourceError
 from manifests.rundir import Run
-from pipelines import datasets, images
-from pipelines.config import IngestConfig
+from pipelines import datasets, images, progress
+from pipelines.config import FEW, IngestConfig
 
-# A handful of bad files is a fact about a dataset; a shard of them is a broken decoder or a broken disk.
-FEW = 8
+#: One source image to the samples that come of it; raises SampleError where none does.
+Cut = Callable[[datasets.Entry, bytes], list[tuple[datasets.Entry, bytes]]]
 
 
 def write_listing(run: Run, dataset: datasets.Dataset) -> dict[str, Any]:
@@ -35,7 +35,8 @@ def write_listing(run: Run, dataset: datasets.Dataset) -> dict[str, Any]:
     if not entries:
         raise SourceError(f"{dataset.source}: no images found. {datasets.how_to_get(dataset.name)}")
     shard_size, prefix = config["shard_size"], dataset.name
-    sample_keys = keys.unique_keys([e.key for e in entries], [e.source_name for e in entries])
+    stems = [keys.photograph_stem(e.key) if run.config["ingest"].get("align") else e.key for e in entries]
+    sample_keys = keys.unique_keys(stems, [e.source_name for e in entries])
     rows = [
         asdict(entry) | {"key": key, "shard": f"{prefix}-{i // shard_size:06d}"}
         for i, (key, entry) in enumerate(zip(sample_keys, entries, strict=True))
@@ -78,16 +79,43 @@ def open_ingest(run: Run, device: str) -> Callable[[str], dict[str, Any]]:
     """The stage's work: read, decode, measure and hash each image of a shard; commit tar, manifest and marker."""
     config = IngestConfig.model_validate(run.config["ingest"])
     fingerprint = run.stage_fingerprint(rundir.SOURCE)
+    cut = _open_cut(config, run.config["faces"]["model"]) if config.align else _whole
 
     def work(shard: str) -> dict[str, Any]:
         with run.scratch() as scratch:
-            return ingest_shard(run, shard, fingerprint, config, scratch)
+            return ingest_shard(run, shard, fingerprint, config, cut, scratch)
 
     return work
 
 
-def ingest_shard(run: Run, shard: str, fingerprint: str, config: IngestConfig, scratch: Path) -> dict[str, Any]:
+def _whole(entry: datasets.Entry, data: bytes) -> list[tuple[datasets.Entry, bytes]]:
+    return [(entry, data)]
+
+
+def _open_cut(config: IngestConfig, face_model: str) -> Cut:
+    """``ingest.align``: each face of a photograph becomes a sample of its own.
+
+    Raises:
+        ConfigError: the face model cannot be had on this machine.
+    """
+    from pipelines.align import cut_faces
+    from pipelines.faces import open_faces
+    from pipelines.weights import weights_folder
+
+    model = open_faces(face_model, weights_folder())
+    if model is None:
+        raise ConfigError(f"ingest.align={config.align} needs a face model, and faces.model is {face_model}")
+    return lambda entry, data: cut_faces(
+        entry, data, model, config.align_size, config.align_min_side, config.max_pixels
+    )
+
+
+def ingest_shard(
+    run: Run, shard: str, fingerprint: str, config: IngestConfig, cut: Cut, scratch: Path
+) -> dict[str, Any]:
     """Write one source shard, by way of the ``scratch`` folder; returns its marker.
+
+    ``cut`` makes one sample or several of a source image.
 
     Raises:
         ShardError: more samples than ``config.max_failed`` could not be used; nothing was written.
@@ -97,8 +125,9 @@ def ingest_shard(run: Run, shard: str, fingerprint: str, config: IngestConfig, s
     entries = [datasets.Entry(**row) for row in planned]
     with shards.StagedTar(scratch / f"{shard}.tar") as tar, shards.StagedTar(scratch / "aside.tar") as aside:
         rows = [
-            _take_in(shard, entry, data, config.max_pixels, tar, aside)
+            row
             for entry, data in datasets.read_entries(entries)
+            for row in _take_in(shard, entry, data, config.max_pixels, cut, tar, aside)
         ]
         shards.locate(rows, tar.close())
         kept_aside = len(aside.close())
@@ -122,27 +151,44 @@ def _take_in(
     entry: datasets.Entry,
     data: bytes | SampleError,
     max_pixels: int,
+    cut: Cut,
     tar: shards.StagedTar,
     aside: shards.StagedTar,
-) -> dict[str, Any]:
-    """The row of one source image; its bytes go into the shard, or aside if they cannot be used."""
-    row: dict[str, Any] = {
-        "key": entry.key,
-        "shard": shard,
-        **{n: getattr(entry, n) for n in ("source_name", "label", "class_name", "group", "split", "metadata")},
-        "upscale_factor": entry.upscale_factor,
-    }
+) -> list[dict[str, Any]]:
+    """The rows of one source image; its bytes go into the shard, or aside if they cannot be used."""
+    progress.tick()
+    if isinstance(data, SampleError):
+        return [_known(shard, entry) | {"status": "failed", "reason": str(data)}]
     try:
-        if isinstance(data, SampleError):
-            raise data
-        row |= {"source_bytes": len(data), "source_sha256": hashlib.sha256(data).hexdigest()}
-        row |= describe(entry, data, max_pixels)
+        parts = cut(entry, data)
     except SampleError as error:
-        if isinstance(data, bytes):
-            aside.add(entry.key, {"bin": data})
-        return row | {"status": "failed", "reason": str(error)}
-    row |= {"status": "kept_original", "output_sha256": row["source_sha256"]}
-    tar.add(entry.key, shards.members_of(row, data))
+        return [_put_aside(shard, entry, data, error, aside)]
+    rows = []
+    for part, part_data in parts:
+        try:
+            found = describe(part, part_data, max_pixels)
+        except SampleError as error:
+            rows.append(_put_aside(shard, part, part_data, error, aside))
+            continue
+        row = _known(shard, part, part_data) | found
+        tar.add(part.key, shards.members_of(row, part_data))
+        rows.append(row | {"status": "kept_original", "output_sha256": row["source_sha256"]})
+    return rows
+
+
+def _put_aside(
+    shard: str, entry: datasets.Entry, data: bytes, error: SampleError, aside: shards.StagedTar
+) -> dict[str, Any]:
+    aside.add(entry.key, {"bin": data})
+    return _known(shard, entry, data) | {"status": "failed", "reason": str(error)}
+
+
+def _known(shard: str, entry: datasets.Entry, data: bytes | None = None) -> dict[str, Any]:
+    """The columns that need no decoding."""
+    names = ("key", "source_name", "label", "class_name", "group", "split", "upscale_factor", "metadata")
+    row: dict[str, Any] = {"shard": shard} | {n: getattr(entry, n) for n in names}
+    if data is not None:
+        row |= {"source_bytes": len(data), "source_sha256": hashlib.sha256(data).hexdigest()}
     return row
 
 

@@ -260,7 +260,9 @@ def _spectrum_grid(size: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.i
 def perceptual_hash(rgb: Bytes3) -> bytes | None:
     """256-bit DCT hash: equal or close (``pipelines.duplicates``) for copies at another size, quality or brightness.
 
-    The 16 x 16 lowest frequencies of the luma at 64 x 64, a bit each: is it above their median? (pHash; Zauner, 2010).
+    The 16 x 16 lowest frequencies of the luma at 64 x 64, row by row, a bit each: its sign (after pHash; Zauner, 2010,
+    which asks whether it is above their median). Mirroring an image turns the sign of each odd horizontal frequency and
+    of no other, so the hash of the mirror image is this one with every second bit turned.
 
     Returns:
         32 bytes, or None for an image with too little structure to be told from others: flat, or a plain gradient.
@@ -268,11 +270,11 @@ def perceptual_hash(rgb: Bytes3) -> bytes | None:
     import cv2
 
     luma = cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
-    low = np.asarray(cv2.dct(luma.astype(np.float32)))[:16, :16].ravel()
+    low = np.asarray(cv2.dct(luma.astype(np.float64)))[:16, :16].ravel()
     # Over 2 a coefficient is more than rounding. Photographs, 20 times darkened too, have 95 and more of these,
     # flats, gradients, vignettes and straight edges under 20.
     if np.count_nonzero(np.abs(low[1:]) > 2) < 64:
         return None
-    bits = low > np.median(low[1:])
+    bits = np.round(low, 3) > 0  # rounding errors alone have no sign: they are other ones on another machine
     bits[0] = False  # the mean says nothing about structure
     return np.packbits(bits).tobytes()

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from manifests import rundir, schema, shards, storage
+from manifests import rundir, schema, shards, status, storage
 from manifests.errors import RunError, ShardError
 from manifests.rundir import Run
+from pipelines import progress
 
 
 def opener(view: str) -> Callable[[Run, str], Callable[[str], dict[str, Any]]]:
@@ -40,7 +41,10 @@ def cleaned_fingerprint(run: Run, view: str) -> str:
     try:
         marker = storage.read_json(run.url("views", f"{view}.json"))
     except FileNotFoundError:
-        raise RunError(f"{run.root}: there is no view {view!r}; run `idm-curate select` first") from None
+        views = ", ".join(status.views(run)) or "none"
+        raise RunError(
+            f"{run.root}: there is no view {view!r}; there are: {views}. `idm-curate select` and `query --view` make them"
+        ) from None
     return rundir.cleaned_fingerprint(marker)
 
 
@@ -66,6 +70,7 @@ def pack_shard(run: Run, shard: str, view: str, fingerprint: str, scratch: Path)
             if hashlib.sha256(data).hexdigest() != row["output_sha256"]:
                 raise ShardError(f"{row['origin']}, {shard}.tar: the bytes of {row['key']} are not those of its row")
             tar.add(row["key"], shards.members_of(row, data))
+            progress.tick()
         shards.locate(chosen, tar.close())
     return shards.commit(
         run.url(rundir.CLEANED), shard, fingerprint, tar.path, rows, schema.CLEANED, rubbish=run.staging,
@@ -104,12 +109,13 @@ def write_index_and_card(run: Run, view: str) -> None:
 def dataset_card(run: Run, view: str, markers: list[dict[str, Any]]) -> str:
     """The dataset card: what this is, what was done, what the licence asks. Markdown with a YAML head."""
     listing, config = run.listing(), run.config
-    policy = storage.read_json(run.url("views", f"{view}.json"))["policy"]
+    decided = storage.read_json(run.url("views", f"{view}.json"))
     counts = sum((Counter(m["counts"]) for m in markers), Counter[str]())
     samples = sum(m["samples"] for m in markers)
     head = yaml.safe_dump({"pretty_name": f"{listing['prefix']}, cleaned", "tags": ["webdataset", "image"]})
     source = config["dataset"]["source"] or "photographs that scikit-image and matplotlib carry"
-    table = "\n".join(f"| {status} | {counts[status]} |" for status in schema.STATUSES)
+    table = "\n".join(f"| {name} | {counts[name]} |" for name in schema.STATUSES)
+    query = f"\nof those, the samples that this chooses:\n\n```sql\n{decided['query']}\n```\n" if "query" in decided else ""
     return f"""---
 {head}---
 
@@ -128,11 +134,11 @@ one row in the Parquet manifests beside the shards, with its status, the reason,
 - Licence and its obligations: {listing["licence"]}
 - Changes to the images: those with status `restored` were changed by the restorer `{config["restore"]["restorer"]}`
   (SHA-256 `{config["restore"]["sha256"]}`), a neural network: fine detail in them is inferred, not recorded.
-- Policy `{view}`:
+- View `{view}`, by this policy:
 
 ```yaml
-{yaml.safe_dump(policy, sort_keys=False)}```
-
+{yaml.safe_dump(decided["policy"], sort_keys=False)}```
+{query}
 - Run fingerprint: `{run.fingerprint}`
 
 ```python

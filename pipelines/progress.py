@@ -1,4 +1,8 @@
-"""What a driver says while it works: a bar on a terminal, plain lines elsewhere, and the whole of it in ``run.log``."""
+"""What a driver says while it works: a bar on a terminal, plain lines elsewhere, and the whole of it in ``run.log``.
+
+Between two shards it says how far the workers are into theirs: a stage calls ``tick`` once a sample, and whoever works
+on the shard decides, by ``ticking``, where that goes.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,34 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from manifests import storage
 from manifests.rundir import Run
 
 log = logging.getLogger("idm_curate")
+
+# How often plain lines say how far it is when no shard was finished meanwhile.
+PLAIN_SECONDS = 30.0
+
+_on_tick: ContextVar[Callable[[], object] | None] = ContextVar("on_tick", default=None)
+
+
+def tick() -> None:
+    """Another sample of the shard in work is done. Nothing depends on it, and outside of a shard it does nothing."""
+    if (on_tick := _on_tick.get()) is not None:
+        on_tick()
+
+
+@contextlib.contextmanager
+def ticking(on_tick: Callable[[], object]) -> Iterator[None]:
+    """Have every ``tick`` in this block, in this thread, call ``on_tick``."""
+    token = _on_tick.set(on_tick)
+    try:
+        yield
+    finally:
+        _on_tick.reset(token)
 
 
 @contextlib.contextmanager
@@ -30,36 +57,63 @@ def logged_to(run: Run) -> Iterator[None]:
         handler.close()
 
 
-@contextlib.contextmanager
-def bar(title: str, total: int, done: int) -> Iterator[Callable[[str], None]]:
-    """Progress over shards with rate and time left; the yielded function is called once a shard with its name."""
-    start, finished = time.monotonic(), 0
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Progress over shards."""
 
-    def count() -> tuple[float, float]:
-        """Another shard: shards a minute so far, and seconds left at that rate."""
-        nonlocal finished
-        finished += 1
-        elapsed = time.monotonic() - start
-        return finished / elapsed * 60, elapsed / finished * (total - done - finished)
+    advance: Callable[[str], None]  # called once for every shard that is done with, with its name
+    within: Callable[[float], None]  # called as often as you like: how much is done of those in work, in shards
+
+
+@contextlib.contextmanager
+def bar(title: str, total: int, done: int) -> Iterator[Bar]:
+    """Show progress over ``total`` shards, of which ``done`` were done before, with rate and time left."""
+    start, finished, in_work = time.monotonic(), 0, 0.0
+    said = start
+
+    def pace() -> tuple[float, float]:
+        """Shards a minute so far, and seconds left at that rate."""
+        elapsed, worked = time.monotonic() - start, finished + in_work
+        return worked / elapsed * 60, elapsed / worked * (total - done - worked)
 
     if not sys.stderr.isatty():
 
-        def say(shard: str) -> None:
-            rate, left = count()
-            text = f"{title}: {done + finished}/{total} shards, {rate:.1f} a minute, {left:.0f} s left"
-            print(text, file=sys.stderr, flush=True)
+        def line(text: str) -> None:
+            nonlocal said
+            said = time.monotonic()
+            rate, left = pace()
+            told = f"{title}: {text}/{total} shards, {rate:.1f} a minute, {left:.0f} s left"
+            print(told, file=sys.stderr, flush=True)
 
-        yield say
+        def say(shard: str) -> None:
+            nonlocal finished
+            finished += 1
+            line(str(done + finished))
+
+        def say_within(shards: float) -> None:
+            nonlocal in_work
+            in_work = shards
+            if shards > 0 and time.monotonic() - said >= PLAIN_SECONDS:
+                line(f"{done + finished + shards:.2f}")
+
+        yield Bar(say, say_within)
         return
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import Progress, TextColumn
 
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[shards]}"))
     with Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(title, total=total, completed=done, rate="")
+        task = shown.add_task(title, total=total, completed=done, shards=f"{done}/{total}")
 
         def show(shard: str) -> None:
-            rate, _ = count()
-            shown.update(task, advance=1, rate=f"{rate:.1f} shards a minute")
+            nonlocal finished
+            finished += 1
+            text = f"{done + finished}/{total}, {pace()[0]:.1f} a minute"
+            shown.update(task, completed=done + finished + in_work, shards=text)
 
-        yield show
+        def show_within(shards: float) -> None:
+            nonlocal in_work
+            in_work = shards
+            shown.update(task, completed=done + finished + shards)
+
+        yield Bar(show, show_within)

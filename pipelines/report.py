@@ -235,7 +235,7 @@ def _duplicate_groups(run: Run, evidence: Evidence, budget: int) -> list[list[ga
 
 
 def _duplicates(run: Run, evidence: Evidence, groups: list[list[gallery.Shown]]) -> dict[str, Any]:
-    kinds = {k: int(evidence.is_("duplicate_kind", k).sum()) for k in ("exact", "near")}
+    kinds = {k: int(evidence.is_("duplicate_kind", k).sum()) for k in ("exact", "near", "mirrored")}
     sizes = pc.value_counts(evidence.table["duplicate_group"].drop_null())
     size_of = {s["values"]: s["counts"] for s in sizes.to_pylist()}
     columns = ("key", "source_name", "status", "duplicate_kind", "duplicate_distance")

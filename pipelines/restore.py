@@ -14,8 +14,8 @@ import numpy as np
 from manifests import listing, rundir, schema, shards
 from manifests.errors import SampleError, ShardError, SourceError
 from manifests.rundir import Run
-from pipelines import datasets, images
-from pipelines.config import RestoreConfig
+from pipelines import datasets, images, progress
+from pipelines.config import FEW, RestoreConfig
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # HxWx3
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 ROUND = 1
 # What is handed to the restorer at once: enough to fill its batches, little enough to hold in memory.
 BATCH_PIXELS = 4_000_000
-FEW = 8
 
 
 def open_restore(run: Run, device: str) -> Callable[[str], dict[str, Any]]:
@@ -87,10 +86,12 @@ def _take_in(
     tar: shards.StagedTar,
 ) -> dict[str, Any]:
     """The row of one sample after the restorer saw it; a candidate goes into the tar."""
+    progress.tick()
     row = row | {"offset": None, "nbytes": None}
     if isinstance(outcome, RuntimeError):
         return row | {"status": "failed", "reason": f"restorer_error: {outcome}"}
     row |= {"severity": outcome.severity, "passes": outcome.passes, "evaluations": outcome.evaluations}
+    row |= {"stop": outcome.stop}
     if truth is not None:
         row["truth_psnr_before"] = psnr(source, truth)
     if np.array_equal(outcome.image, source):
@@ -103,6 +104,7 @@ def _take_in(
         "status": "restored",
         "reason": None,
         "severity_after": outcome.severity_after,
+        "consistency": outcome.consistency,
         "ext": "png",
         "width": outcome.image.shape[1],
         "height": outcome.image.shape[0],

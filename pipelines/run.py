@@ -13,12 +13,11 @@ from manifests import attempts, rundir, shards, status, storage
 from manifests.errors import ConfigError, CurateError
 from manifests.rundir import Run
 from pipelines import datasets, ingest, pack, progress, restore, select, workers
-from pipelines.config import Config, Resources
+from pipelines.config import Config, FacesConfig, Resources
 from pipelines.datasets import sample
+from pipelines.stages import STAGES
 
 log = logging.getLogger("idm_curate")
-
-STAGES = ("ingest", "restore", "select", "pack", "report")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +59,33 @@ def resolve(config: Config, stages: Sequence[str]) -> Config:
         if config.restore.sha256 not in (None, digest):
             raise ConfigError(f"restore.sha256={config.restore.sha256}: the checkpoint's SHA-256 is {digest}")
     select.load_policy(config.policy)
+    faces = config.faces
+    if config.ingest.align and "ingest" in stages:
+        faces = _resolve_faces(config)
     paths = {"source": _absolute(config.dataset.source), "truth": _absolute(config.dataset.truth)}
     return config.model_copy(
         update={
             "restore": config.restore.model_copy(update={"sha256": digest}),
             "dataset": config.dataset.model_copy(update=paths),
+            "faces": faces,
         }
     )
+
+
+def _resolve_faces(config: Config) -> FacesConfig:
+    """The face model by its name: what ``auto`` means may be another on the next machine."""
+    from pipelines.faces import resolve_faces
+    from pipelines.weights import weights_folder
+
+    if config.dataset.truth is not None:
+        raise ConfigError("--align cuts new images out of the source: there is no --truth of those; give either")
+    name = resolve_faces(config.faces.model, weights_folder())
+    if name is None:
+        raise ConfigError(
+            f"--align {config.ingest.align} needs a face model: pip install 'idm-curate[faces]', or put weights into "
+            f"{weights_folder()} (`idm-curate doctor` says which), and do not say --faces off"
+        )
+    return config.faces.model_copy(update={"model": name})
 
 
 def _absolute(source: str | None) -> str | None:
@@ -131,13 +150,13 @@ def _restore(run: Run, config: Config) -> list[str]:
 
 
 def _select(run: Run, config: Config) -> list[str]:
-    marker = select.select(run, select.load_policy(config.policy))
+    marker = select.select(run, select.load_policy(config.policy, validation=config.validation))
     log.info("view %s: %s", marker["policy"]["name"], marker["counts"])
     return []
 
 
 def _pack(run: Run, config: Config) -> list[str]:
-    view = select.load_policy(config.policy).name
+    view = config.view or select.load_policy(config.policy).name
     fingerprint = pack.cleaned_fingerprint(run, view)
     failures = _each_shard(run, rundir.CLEANED, fingerprint, pack.opener(view), config.resources)
     if not failures:
@@ -156,13 +175,9 @@ def _report(run: Run, config: Config) -> list[str]:
     return []
 
 
-_STAGES: dict[str, Callable[[Run, Config], list[str]]] = {
-    "ingest": _ingest,
-    "restore": _restore,
-    "select": _select,
-    "pack": _pack,
-    "report": _report,
-}
+_STAGES: dict[str, Callable[[Run, Config], list[str]]] = dict(
+    zip(STAGES, (_ingest, _restore, _select, _pack, _report), strict=True)
+)
 
 
 def _each_shard(
@@ -172,14 +187,19 @@ def _each_shard(
     planned = run.shards()
     todo = [s for s in planned if shards.why_not_done(run.url(folder), s, fingerprint) is not None]
     failures: list[str] = []
-    with progress.bar(folder, total=len(planned), done=len(planned) - len(todo)) as advance:
-        for shard, outcome in workers.map_shards(run, folder, todo, opener, resources, uses_gpu=uses_gpu):
+    shard_size = int(run.listing()["shard_size"])
+    with progress.bar(folder, total=len(planned), done=len(planned) - len(todo)) as bar:
+
+        def watch(samples: int) -> None:
+            bar.within(samples / shard_size)
+
+        for shard, outcome in workers.map_shards(run, folder, todo, opener, resources, uses_gpu=uses_gpu, watch=watch):
             if isinstance(outcome, workers.GivenUp):
                 log.error("%s/%s is given up: %s", folder, shard, outcome.error.strip().splitlines()[-1])
                 failures.append(outcome.path)
             else:
                 log.info("%s/%s: %s in %.1f s", folder, shard, outcome["counts"], outcome["seconds"])
-            advance(outcome.shard if isinstance(outcome, workers.GivenUp) else shard)
+            bar.advance(outcome.shard if isinstance(outcome, workers.GivenUp) else shard)
     return failures
 
 

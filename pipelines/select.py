@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from manifests.errors import ConfigError
 from manifests.rundir import Run
 
 Column = np.ndarray[Any, np.dtype[np.float64]]
+Row = dict[str, Any]
+Split = Callable[[str, str | None], str | None]  # key, the dataset's own split -> split
 
 #: What a gate can ask of a candidate, from the columns of its row: name -> (columns, formula). Units are the columns'.
 QUANTITIES: dict[str, tuple[tuple[str, ...], Callable[..., Column]]] = {
@@ -59,12 +62,15 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     min_severity: float = Field(default=0, ge=0, le=1, description="candidates of lower severity are not used")
     gates: tuple[Gate, ...] = ()
     rejected: Literal["keep", "drop"] = Field(default="keep", description="the original of a rejected candidate")
-    duplicates: Literal["keep", "drop_exact", "drop_near"] = "keep"
+    duplicates: Literal["keep", "drop_exact", "drop_near", "keep_best"] = Field(
+        default="keep", description="drop_*: all but the first of each group leave; keep_best: all but the best"
+    )
     min_side: int = Field(default=0, ge=0, description="samples with a shorter side in pixels are dropped")
+    validation: float = Field(default=0, ge=0, lt=1, description="share of the samples that is held out")
 
 
-def load_policy(name_or_path: str) -> Policy:
-    """A policy that ships with the package, by name, or a YAML file, by path.
+def load_policy(name_or_path: str, *, validation: float | None = None) -> Policy:
+    """A policy that ships with the package, by name, or a YAML file, by path; ``validation`` overrides its own.
 
     Raises:
         ConfigError: there is no such policy, or a key or value in it is wrong.
@@ -75,7 +81,8 @@ def load_policy(name_or_path: str) -> Policy:
         path = shipped / f"{name_or_path}.yaml"
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Policy.model_validate(loaded)
+        policy = Policy.model_validate(loaded)
+        return policy if validation is None else policy.model_copy(update={"validation": validation})
     except (OSError, UnicodeDecodeError) as error:
         names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
         raise ConfigError(f"policy {name_or_path}: {error}; give a YAML file or one of: {names}") from error
@@ -84,26 +91,39 @@ def load_policy(name_or_path: str) -> Policy:
 
 
 def select(run: Run, policy: Policy) -> dict[str, Any]:
-    """Write ``views/<policy>.parquet`` and its marker; returns the marker. Does nothing if it is there already."""
+    """Write ``views/<policy>.parquet`` and its marker; returns the marker. Does nothing if it is there already.
+
+    Raises:
+        ConfigError: a query's view has the policy's name.
+    """
     dumped = policy.model_dump(mode="json")
     fingerprint = run.view_fingerprint(dumped)
     url = run.url("views", f"{policy.name}.json")
-    if storage.exists(url) and storage.read_json(url)["fingerprint"] == fingerprint:
-        return storage.read_json(url)
+    there = storage.read_json(url) if storage.exists(url) else None
+    if there is not None and "query" in there:
+        raise ConfigError(f"{url}: that view was saved by `idm-curate query`; give the policy another name")
+    if there is not None and there["fingerprint"] == fingerprint:
+        return there
     with storage.open_read(run.url(rundir.SOURCE, "duplicates.parquet")) as f:
         duplicates = {row["key"]: row for row in shards.read_parquet(f).to_pylist()}
-    if storage.exists(url):
+    if there is not None:
         storage.retire(url, run.staging)
+    best = best_of_groups(run, duplicates, policy) if policy.duplicates == "keep_best" else {}
+    columns = ["key", "group", "split"]
+    samples = (r for s in run.shards() for r in shards.read_rows(run.url(rundir.SOURCE), s, columns).to_pylist())
+    split = splitter(samples, duplicates, policy.validation)
     counts: Counter[str] = Counter()
+    splits: Counter[str] = Counter()
     with run.scratch() as scratch:
         staged = scratch / "view.parquet"
         with pq.ParquetWriter(staged, schema.VIEW, compression="zstd") as writer:
             for shard in run.shards():  # one row group a shard: a reader of one shard reads nothing else
                 source = shards.read_rows(run.url(rundir.SOURCE), shard)
                 restored = shards.read_rows(run.url(rundir.restored(1)), shard)
-                table = decide(source, restored, duplicates, policy)
+                table = decide(source, restored, duplicates, policy, best, split)
                 writer.write_table(table)
                 counts.update(table["status"].to_pylist())
+                splits.update(r["split"] for r in table.select(["split", "origin"]).to_pylist() if r["origin"])
         with staged.open("rb") as f:
             nbytes, digest = shards.sha256_of(f)
         storage.publish(staged, run.url("views", f"{policy.name}.parquet"))
@@ -114,12 +134,109 @@ def select(run: Run, policy: Policy) -> dict[str, Any]:
         "counts": dict(sorted(counts.items())),
         "files": {"parquet": {"name": f"{policy.name}.parquet", "bytes": nbytes, "sha256": digest}},
     }
+    if policy.validation:  # of the training set alone
+        marker["splits"] = {"train": splits["train"], "validation": splits["validation"]}
     storage.write_json(marker, url)
     return marker
 
 
-def decide(source: pa.Table, restored: pa.Table, duplicates: dict[str, dict[str, Any]], policy: Policy) -> pa.Table:
-    """One shard's part of the view: source and restored rows (same keys, same order) under a policy."""
+def best_of_groups(run: Run, duplicates: Mapping[str, Row], policy: Policy) -> dict[str, str]:
+    """The best sample of each group of duplicates, by ``quality_rank``: group -> key.
+
+    Only samples that the policy would keep otherwise are asked; a group in which it keeps none is missing.
+    """
+    alone = policy.model_copy(update={"duplicates": "keep"})
+    ranked: dict[str, tuple[float, float, float, str]] = {}
+    for shard in run.shards():
+        source = shards.read_rows(run.url(rundir.SOURCE), shard)
+        restored = shards.read_rows(run.url(rundir.restored(1)), shard)
+        grouped = np.flatnonzero([key in duplicates for key in source["key"].to_pylist()])
+        source, restored = source.take(grouped), restored.take(grouped)
+        kept = decide(source, restored, duplicates, alone)["origin"].to_pylist()
+        for before, after, origin in zip(source.to_pylist(), restored.to_pylist(), kept, strict=True):
+            if origin is not None:
+                group, rank = duplicates[before["key"]]["duplicate_group"], quality_rank(before, after)
+                ranked[group] = min(rank, ranked.get(group, rank))
+    return {group: rank[-1] for group, rank in ranked.items()}
+
+
+def quality_rank(source: Row, restored: Row) -> tuple[float, float, float, str]:
+    """Orders copies of one image, the best first: least severity, most effective pixels, greatest sharpness, least key.
+
+    The severity counts in steps of 0.05: finer differences between good images mean nothing. Effective pixels are width
+    x height x effective resolution squared, so that an enlarged copy gains nothing. What could not be measured ranks
+    last.
+    """
+    severity = float("inf") if restored["severity"] is None else float(round(20 * restored["severity"]))
+    pixels = source["width"] * source["height"] * (source["effective_resolution"] or 0.0) ** 2
+    return severity, -pixels, -(source["sharpness"] or 0.0), source["key"]
+
+
+def splitter(samples: Iterable[Row], duplicates: Mapping[str, Row], share: float) -> Split:
+    """Which samples are held out: a function of a key and of what the dataset itself says.
+
+    Samples hang together if they are in one group of duplicates or come from one photograph, and so on from one to the
+    next. All that hang together are held out or none: those of which the dataset holds out any, and of the others those
+    whose smallest key has a hash under ``share``. So a sample's side depends on no other that it does not hang together
+    with, and stays when the dataset grows.
+
+    Args:
+        samples: ``key``, ``group`` (a photograph's) and ``split`` (the dataset's own) of every sample; read once.
+        duplicates: rows of ``duplicates.parquet`` by key.
+        share: of the samples that are held out, 0-1; 0 leaves every sample what the dataset says.
+    """
+    if not share:
+        return lambda key, own: own
+    parent: dict[str, str] = {}
+
+    def first_of(name: str) -> str:
+        while (above := parent.get(name, name)) != name:
+            parent[name] = parent.get(above, above)  # halves the way for the next
+            name = above
+        return name
+
+    def join(a: str, b: str) -> None:
+        low, high = sorted((first_of(a), first_of(b)))
+        if low != high:
+            parent[high] = low
+
+    for key, row in duplicates.items():
+        join(key, row["duplicate_group"])
+    photographs: dict[str, str] = {}
+    held_out_by_dataset = []
+    for row in samples:
+        if row["group"] is not None:
+            join(row["key"], photographs.setdefault(row["group"], row["key"]))
+        if row["split"] == "validation":
+            held_out_by_dataset.append(row["key"])
+    held_out = {first_of(key) for key in held_out_by_dataset}
+
+    def split(key: str, own: str | None) -> str:
+        first = first_of(key)
+        number = int.from_bytes(hashlib.sha256(f"validation:{first}".encode()).digest()[:8], "big")
+        return "validation" if first in held_out or number < share * 2**64 else "train"
+
+    return split
+
+
+def decide(
+    source: pa.Table,
+    restored: pa.Table,
+    duplicates: Mapping[str, Row],
+    policy: Policy,
+    best: Mapping[str, str] | None = None,
+    split: Split = lambda key, own: own,
+) -> pa.Table:
+    """One shard's part of the view: source and restored rows (same keys, same order) under a policy.
+
+    Args:
+        source: rows by ``schema.SOURCE``.
+        restored: rows by ``schema.RESTORED``.
+        duplicates: rows of ``duplicates.parquet`` by key.
+        policy: what decides.
+        best: group of duplicates -> the key that stays, for ``keep_best``.
+        split: what ``splitter`` returns.
+    """
     if source["key"].to_pylist() != restored["key"].to_pylist():
         raise ConfigError("the source and restored manifests of a shard hold different keys; run `verify`")
     verdicts = judge(source, restored, policy)
@@ -128,6 +245,7 @@ def decide(source: pa.Table, restored: pa.Table, duplicates: dict[str, dict[str,
         row = {name: before[name] for name in schema.VIEW.names if name in before}
         row |= {name: duplicates.get(before["key"], {}).get(name) for name in schema.names(schema.DUPLICATES)}
         row |= {"status": after["status"], "reason": after["reason"], "gate": gate, "margin": margin}
+        row["split"] = split(row["key"], row["split"])
         row["origin"] = None if row["status"] == "failed" else "source"
         if after["status"] == "failed":
             rows.append(row)
@@ -141,7 +259,7 @@ def decide(source: pa.Table, restored: pa.Table, duplicates: dict[str, dict[str,
                 row |= {"status": "rejected", "reason": f"gate_{gate}"}
                 if policy.rejected == "drop":
                     row["origin"] = None
-        dropped = _dropped(row, policy)
+        dropped = _dropped(row, policy, best or {})
         if dropped is not None:
             row |= {"status": "rejected", "reason": dropped, "origin": None}
         if row["origin"] is None:
@@ -176,13 +294,15 @@ def judge(source: pa.Table, restored: pa.Table, policy: Policy) -> list[tuple[st
     return verdicts
 
 
-def _dropped(row: dict[str, Any], policy: Policy) -> str | None:
+def _dropped(row: Row, policy: Policy, best: Mapping[str, str]) -> str | None:
     """The reason why the policy drops a sample from the training set, whatever its quality, or None."""
-    first = row["duplicate_group"] in (None, row["key"])
-    if not first and policy.duplicates == "drop_exact" and row["duplicate_kind"] == "exact":
-        return f"duplicate_of: {row['duplicate_group']}"
-    if not first and policy.duplicates == "drop_near":
-        return f"duplicate_of: {row['duplicate_group']}"
+    stays = row["duplicate_group"]
+    if policy.duplicates == "keep_best":
+        stays = best.get(stays)
+    leaves = policy.duplicates in ("drop_near", "keep_best")
+    leaves |= policy.duplicates == "drop_exact" and row["duplicate_kind"] == "exact"
+    if leaves and stays not in (None, row["key"]):
+        return f"duplicate_of: {stays}"
     if min(row["width"], row["height"]) < policy.min_side:
         return "too_small"
     return None

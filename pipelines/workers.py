@@ -3,18 +3,21 @@ returns a record of a few hundred bytes. Images never travel through the object 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from manifests import attempts
+from manifests import attempts, storage
 from manifests.errors import ConfigError, CurateError, RunError
 from manifests.rundir import Run
+from pipelines import progress
 from pipelines.config import Resources
 
 log = logging.getLogger("idm_curate")
@@ -22,9 +25,13 @@ log = logging.getLogger("idm_curate")
 Work = Callable[[str], dict[str, Any]]
 #: Opens a stage's work on the worker: loads a model once, say. Arguments: the run, and "cpu" or "cuda".
 Opener = Callable[[Run, str], Work]
+#: Takes how many samples of the shards in work are done.
+Watch = Callable[[int], None]
 
 # How long nothing may happen before the user is told what is being waited for.
 PATIENCE_SECONDS = 30.0
+# How often the driver looks how far the workers are into their shards.
+LOOK_SECONDS = 1.0
 # A constructor that fails on three actors in a row will fail on the fourth.
 MAX_BROKEN_STARTS = 3
 
@@ -61,7 +68,7 @@ class ShardActor:
     def __init__(self, opener: Opener, run: Run, stage: str, uses_gpu: bool) -> None:
         use_one_thread()
         self._run, self._stage = run, stage
-        self._work = opener(run, device_of_this_worker() if uses_gpu else "cpu")
+        self._work = telling(opener(run, device_of_this_worker() if uses_gpu else "cpu"), run, stage)
 
     def place(self) -> dict[str, Any]:
         """Where this actor is: process, node, and the GPUs that it can see."""
@@ -80,6 +87,27 @@ class ShardActor:
         return attempt(self._work, self._run, self._stage, shard)
 
 
+def telling(work: Work, run: Run, stage: str) -> Work:
+    """The same work; meanwhile a file tells the driver how many of the shard's samples are done."""
+    if storage.is_remote(run.root):  # nothing small can be told cheaply through an object store
+        return work
+
+    def told(shard: str) -> dict[str, Any]:
+        path = _ticks(run, stage, shard)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A byte a sample: the driver looks at the file's length, so that nothing half-written can be read.
+        with path.open("wb", buffering=0) as ticks, progress.ticking(lambda: ticks.write(b".")):
+            record = work(shard)
+        path.unlink()
+        return record
+
+    return told
+
+
+def _ticks(run: Run, stage: str, shard: str) -> Path:
+    return run.staging / "ticks" / f"{stage.replace('/', '-')}-{shard}"
+
+
 def attempt(work: Work, run: Run, stage: str, shard: str) -> dict[str, Any]:
     """One counted attempt at a shard: its record, or ``{"error", "final"}``. Our own errors are final: another try
     would find the same; anything else (storage, memory) may pass."""
@@ -95,12 +123,22 @@ def attempt(work: Work, run: Run, stage: str, shard: str) -> dict[str, Any]:
 
 
 def map_shards(
-    run: Run, stage: str, shards: Sequence[str], opener: Opener, resources: Resources, *, uses_gpu: bool = False
+    run: Run,
+    stage: str,
+    shards: Sequence[str],
+    opener: Opener,
+    resources: Resources,
+    *,
+    uses_gpu: bool = False,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[str, dict[str, Any] | GivenUp]]:
     """Work on every shard, in whatever order they finish; yields each shard's record, or that it was given up.
 
     An actor that dies is replaced and its shards are done again. A shard that was begun ``attempts.MAX_ATTEMPTS``
     times without a commit is given up and named in ``failures/``; the others go on.
+
+    Args:
+        watch: told now and then how many samples are done of the shards that are in work at that time.
 
     Raises:
         RunError: actors cannot be started at all.
@@ -121,12 +159,33 @@ def map_shards(
         work = opener(run, "cpu")
         while todo:
             shard = todo.popleft()
-            record = attempt(work, run, stage, shard)
+            with _watched_here(watch):
+                record = attempt(work, run, stage, shard)
             outcome = _judge(run, stage, shard, record, todo)
             if outcome is not None:
                 yield shard, outcome
         return
-    yield from _map_on_ray(run, stage, todo, opener, resources, uses_gpu)
+    yield from _map_on_ray(run, stage, todo, opener, resources, uses_gpu, watch)
+
+
+@contextlib.contextmanager
+def _watched_here(watch: Watch | None) -> Iterator[None]:
+    """Have a shard that is worked on in this process tell how far it is."""
+    if watch is None:
+        yield
+        return
+    samples, looked = 0, time.monotonic()
+
+    def count() -> None:
+        nonlocal samples, looked
+        samples += 1
+        if time.monotonic() - looked >= LOOK_SECONDS:
+            watch(samples)
+            looked = time.monotonic()
+
+    with progress.ticking(count):
+        yield
+    watch(0)
 
 
 def _judge(
@@ -188,7 +247,13 @@ def _placement(resources: Resources, uses_gpu: bool, shards: int) -> tuple[int, 
 
 
 def _map_on_ray(
-    run: Run, stage: str, todo: deque[str], opener: Opener, resources: Resources, uses_gpu: bool
+    run: Run,
+    stage: str,
+    todo: deque[str],
+    opener: Opener,
+    resources: Resources,
+    uses_gpu: bool,
+    watch: Watch | None,
 ) -> Iterator[tuple[str, dict[str, Any] | GivenUp]]:
     import ray
     from ray.exceptions import RayActorError, RayTaskError
@@ -200,7 +265,12 @@ def _map_on_ray(
     starting: dict[Any, Any] = {}  # ref of place() -> actor
     idle: list[Any] = []
     busy: dict[Any, tuple[Any, str]] = {}  # ref of work() -> (actor, shard)
-    broken_starts = 0
+    broken_starts, heard = 0, time.monotonic()
+
+    def look() -> None:
+        if watch is not None:
+            watch(_samples_done(run, stage, (shard for _, shard in busy.values())))
+
     try:
         while todo or busy:
             while todo and idle:
@@ -210,11 +280,14 @@ def _map_on_ray(
             for _ in range(min(workers - len(starting) - len(idle) - len(busy), len(todo))):
                 actor = remote.remote(opener, run, stage, uses_gpu)
                 starting[actor.place.remote()] = actor
-            ready, _ = ray.wait([*starting, *busy], num_returns=1, timeout=PATIENCE_SECONDS)
+            ready, _ = ray.wait([*starting, *busy], num_returns=1, timeout=LOOK_SECONDS)
             if not ready:
-                if not busy and not idle:
+                look()
+                if not busy and not idle and time.monotonic() - heard >= PATIENCE_SECONDS:
                     log.warning("%s: waiting for %g CPU and %g GPU", stage, resources.cpus_per_worker, gpus)
+                    heard = time.monotonic()
                 continue
+            heard = time.monotonic()
             ref = ready[0]
             if ref in starting:
                 actor = starting.pop(ref)
@@ -229,6 +302,7 @@ def _map_on_ray(
                 idle.append(actor)
                 continue
             actor, shard = busy.pop(ref)
+            look()
             try:
                 record = ray.get(ref)
                 idle.append(actor)
@@ -243,3 +317,10 @@ def _map_on_ray(
     finally:
         for actor in [*starting.values(), *idle, *(actor for actor, _ in busy.values())]:
             ray.kill(actor)
+
+
+def _samples_done(run: Run, stage: str, shards: Iterable[str]) -> int:
+    """Samples done of shards that are in work. A file that is not there yet, or no more, counts nothing."""
+    if storage.is_remote(run.root):
+        return 0
+    return sum(storage.size(str(_ticks(run, stage, shard))) or 0 for shard in shards)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from manifests import rundir, schema, shards, storage
+from pipelines.report import write_report
 
 STAGES = ("source", "restored", "view", "cleaned")
 POLICY = {
@@ -285,3 +286,14 @@ def _write_shard(run: rundir.Run, stage: str, shard: str, samples: list[Sample])
 def packed_by(run: rundir.Run) -> str:
     """The fingerprint of shards packed by ``POLICY``."""
     return rundir.fingerprint(run.view_fingerprint(POLICY), rundir.CLEANED)
+
+
+def figures_of(root: Path) -> dict[str, Any]:
+    """Write the report and read its JSON back, strictly."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    write_report(root)
+    figures: dict[str, Any] = json.loads((root / "report.json").read_text(), parse_constant=refuse)
+    return figures

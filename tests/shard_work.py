@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.rundir import Run
+from pipelines import progress
 
 
 def open_counting(run: Run, device: str) -> Callable[[str], dict[str, Any]]:
@@ -29,6 +30,11 @@ def _count(run: Run, device: str, shard: str) -> dict[str, Any]:
         raise OSError("the disk is on holiday")
     if shard.startswith("flaky") and times < 2:
         raise OSError("the disk is late")
+    if shard.startswith("slow"):  # five samples, and then it waits for somebody to have noticed
+        for _ in range(5):
+            progress.tick()
+        while not (traces.parent / "noticed").exists():
+            time.sleep(0.01)
     time.sleep(0.05)
     return {"counts": {"kept_original": 1}, "device": device}
 

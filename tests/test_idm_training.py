@@ -9,37 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from idm_core import load_restorer
 from idm_core.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, load_tensors, save_checkpoint
 from idm_core.losses import Perceptual
-from idm_core.presets import PRESETS, Preset
+from idm_core.presets import PRESETS
 from idm_core.training import STATE, TrainConfig, learning_rate, train
 from manifests.errors import ConfigError, SourceError
 from pipelines.photo_pool import PhotoPool, cut_patch, open_sources
 from pipelines.split import split_of
 from pipelines.train_idm import LEAST_THRESHOLD, calibrate, train_idm
-
-TINY = Preset("tiny", 16, 2, (8, 16), (1, 1), (1,), 16, (8, 8, 8))
-CONFIG = TrainConfig(
-    TINY, 48, batch=4, lr=1e-2, warmup_nimg=8, decay_share=0.0, perceptual=0.0, self_share=0.5, self_after=16,
-    precision="fp32", save_nimg=24,
-)  # fmt: skip
-
-
-def pristine(index: int) -> Tensor:
-    """Smooth coloured waves, another for each index."""
-    generator = torch.Generator().manual_seed(index)
-    fy, fx, phase = torch.rand(3, 3, generator=generator)
-    axis = torch.arange(16)
-    waves = torch.sin(fy[:, None, None] * axis[:, None] + fx[:, None, None] * axis + 6 * phase[:, None, None])
-    return (waves * 127 + 128).round() / 255
-
-
-VALIDATION = torch.stack([pristine(-i) for i in range(1, 5)])
+from tests.tiny_training import CONFIG, TINY, VALIDATION, pristine, write_photographs
 
 
 @pytest.fixture(scope="module")
@@ -163,15 +145,7 @@ def test_unknown_restorers_name_the_known_ones(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 24 small photographs, cut from one large one, and a broken file."""
-    from skimage import data
-
-    folder, photo = tmp_path_factory.mktemp("photographs"), Image.fromarray(data.astronaut())
-    for i in range(24):
-        left, top = 16 * (i % 6), 60 * (i // 6)
-        photo.crop((left, top, left + 240, top + 200)).save(folder / f"photo{i:02d}.png")
-    (folder / "broken.png").write_bytes(b"no image")
-    return folder
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
 
 
 def test_splits_part_by_base_name(photographs: Path) -> None:

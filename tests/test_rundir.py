@@ -43,7 +43,7 @@ def test_an_edited_run_json_is_refused(tmp_path: Path) -> None:
         rundir.read(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"version": 99}', b'{"version": 1}'])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"version": 99}', b'{"version": 1}', b'{"version": 2}'])
 def test_a_broken_run_json_is_an_error_with_a_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(RunError, match=r"run\.json"):

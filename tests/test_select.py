@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from manifests import schema
+from manifests import rundir, schema, shards
 from manifests.errors import ConfigError
-from pipelines.select import QUANTITIES, Gate, Policy, decide, load_policy
+from pipelines.select import (
+    QUANTITIES,
+    Gate,
+    Policy,
+    best_of_groups,
+    decide,
+    load_policy,
+    quality_rank,
+    select,
+    splitter,
+)
 
 GATES = (Gate(quantity="severity_drop", min=0.1), Gate(quantity="noise_rise", max=1.0))
 
@@ -18,7 +32,7 @@ def decided(policy: Policy, duplicate: dict[str, Any] | None = None, **evidence:
     """One sample through ``decide``; by default a candidate that passes."""
     row: dict[str, Any] = {"key": "k", "shard": "s-000000", "source_name": "k.png"}
     place = {"ext": "jpg", "width": 64, "height": 48, "offset": 512, "nbytes": 10, "output_sha256": "source"}
-    status = evidence.pop("status", "restored")
+    status, best = evidence.pop("status", "restored"), evidence.pop("best", None)
     source = row | place | {"status": "failed" if status == "failed" else "kept_original"}
     source |= {"label": 1, "noise_sigma": 2.0}
     candidate = row | place | {"ext": "png", "offset": 1024, "nbytes": 20, "output_sha256": "candidate"}
@@ -28,6 +42,7 @@ def decided(policy: Policy, duplicate: dict[str, Any] | None = None, **evidence:
         schema.table_from_rows([restored | evidence], schema.RESTORED),
         {"k": duplicate} if duplicate else {},
         policy,
+        best,
     )
     (verdict,) = view.to_pylist()
     return dict(verdict)
@@ -93,6 +108,121 @@ def test_duplicates_leave_as_the_policy_says_but_the_first_never(kind: str, poli
     assert decided(Policy(name="p", duplicates=policy), group | {"duplicate_group": "k"})["origin"] is not None
 
 
+def test_of_a_group_the_best_stays() -> None:
+    group = {"duplicate_group": "a", "duplicate_kind": "exact", "duplicate_distance": 0}
+    policy = Policy(name="p", duplicates="keep_best")
+    for best, reason in (({"a": "k"}, "passed"), ({"a": "b"}, "duplicate_of: b"), ({}, "passed")):
+        assert decided(policy, group, best=best)["reason"] == reason
+
+
+def test_the_best_is_the_least_damaged_then_the_largest_then_the_sharpest_then_the_first() -> None:
+    source = {"key": "k", "width": 100, "height": 100, "effective_resolution": 0.5, "sharpness": 1.0}
+    clean = {"severity": 0.2}
+    ordered = [
+        ({**source, "sharpness": 1.5, "key": "z"}, clean),
+        (source, clean),
+        (source | {"key": "l"}, {"severity": 0.198}),  # too little to matter
+        (source | {"sharpness": None}, clean),
+        ({**source, "width": 150, "height": 150, "effective_resolution": 0.33, "sharpness": 2.0}, clean),  # enlarged
+        ({**source, "effective_resolution": None}, clean),
+        ({**source, "width": 4000}, {"severity": 0.4}),
+        ({**source, "width": 9000}, {"severity": 0.5}),
+        ({**source, "width": 9000}, {"severity": None}),
+    ]
+    ranks = [quality_rank(*pair) for pair in ordered]
+    assert ranks == sorted(ranks) and len(set(ranks)) == len(ranks)
+
+
+def rows_of(root: Path, view: str) -> dict[str, dict[str, Any]]:
+    """The rows of a view by the stem of their source's name."""
+    table = shards.read_parquet((root / "views" / f"{view}.parquet").open("rb"))
+    return {Path(row["source_name"]).stem: row for row in table.to_pylist()}
+
+
+@pytest.fixture
+def run(curated_run: Path, tmp_path: Path) -> rundir.Run:
+    shutil.copytree(curated_run, tmp_path / "run")
+    return rundir.read(str(tmp_path / "run"))
+
+
+def test_of_real_copies_the_best_that_the_policy_allows_stays(run: rundir.Run) -> None:
+    copies = ["photo 001.v1", "exact", "mirrored", "enlarged", "compressed"]
+    for policy, best in (
+        (Policy(name="best", duplicates="keep_best"), "photo 001.v1"),
+        (Policy(name="large", duplicates="keep_best", min_side=100), "enlarged"),
+        (Policy(name="none", duplicates="keep_best", min_side=1000), None),
+    ):
+        select(run, policy)
+        rows = rows_of(Path(run.root), policy.name)
+        assert {rows[name]["duplicate_group"] for name in copies} == {rows["photo 001.v1"]["duplicate_group"]}
+        assert [name for name in copies if rows[name]["origin"] is not None] == ([best] if best else [])
+        if best:
+            reasons = {rows[name]["reason"] for name in copies if name != best}
+            assert reasons == {f"duplicate_of: {rows[best]['key']}"}
+        assert rows["no image"]["status"] == "failed"
+    kinds = {name: rows[name]["duplicate_kind"] for name in copies}
+    assert kinds["exact"] == "exact" and kinds["mirrored"] == "mirrored" and kinds["enlarged"] == "near"
+    duplicates = {k: v for k, v in ((r["key"], r) for r in rows.values()) if v["duplicate_group"] is not None}
+    assert best_of_groups(run, duplicates, Policy(name="p")) == {
+        rows["photo 001.v1"]["duplicate_group"]: rows["photo 001.v1"]["key"]
+    }
+
+
+def test_samples_are_held_out_in_the_view_and_its_marker(run: rundir.Run) -> None:
+    marker = select(run, Policy(name="held", validation=0.4))
+    rows = rows_of(Path(run.root), "held")
+    copies = {rows[n]["split"] for n in ("photo 001.v1", "exact", "mirrored", "enlarged", "compressed")}
+    assert len(copies) == 1 and {row["split"] for row in rows.values()} == {"train", "validation"}
+    trained = [row for row in rows.values() if row["origin"] is not None]
+    assert marker["splits"] == {s: sum(r["split"] == s for r in trained) for s in ("train", "validation")}
+    assert json.loads((Path(run.root) / "views/held.json").read_text())["policy"]["validation"] == 0.4
+    assert "splits" not in select(run, Policy(name="plain"))
+    assert {row["split"] for row in rows_of(Path(run.root), "plain").values()} == {None}
+
+
+names = st.integers(0, 30).map("k{:02d}".format)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.dictionaries(names, names, max_size=20),
+    photographs=st.dictionaries(names, st.integers(0, 5), max_size=20),
+    own=st.dictionaries(names, st.sampled_from(["train", "validation"]), max_size=3),
+    share=st.floats(0.01, 0.99),
+)
+def test_what_hangs_together_is_never_divided(
+    groups: dict[str, str], photographs: dict[str, int], own: dict[str, str], share: float
+) -> None:
+    keys = [f"k{i:02d}" for i in range(31)]
+    samples = [{"key": k, "group": photographs.get(k), "split": own.get(k)} for k in keys]
+    duplicates = {k: {"duplicate_group": g} for k, g in groups.items()}
+    split = splitter(samples, duplicates, share)
+    sides = {k: split(k, own.get(k)) for k in keys}
+    for key, group in groups.items():
+        assert sides[key] == sides[group]
+    for a in photographs:
+        for b in photographs:
+            assert photographs[a] != photographs[b] or sides[a] == sides[b]
+    assert all(sides[k] == "validation" for k, side in own.items() if side == "validation")
+    again = splitter(reversed(samples), dict(reversed(duplicates.items())), share)
+    assert {k: again(k, own.get(k)) for k in keys} == sides
+
+
+def test_the_share_is_held_out_and_stays_when_the_dataset_grows() -> None:
+    samples = [{"key": f"{i:06d}", "group": None, "split": None} for i in range(20_000)]
+    few, all_ = splitter(samples[:100], {}, 0.1), splitter(samples, {}, 0.1)
+    sides = [all_(s["key"], None) for s in samples]
+    assert sides[:100] == [few(s["key"], None) for s in samples[:100]]
+    assert sides.count("validation") / len(sides) == pytest.approx(0.1, abs=0.01)
+    more = splitter(samples, {}, 0.2)
+    assert all(more(s["key"], None) == "validation" for s, side in zip(samples, sides, strict=True) if side != "train")
+
+
+def test_without_a_share_the_dataset_says_what_is_held_out() -> None:
+    split = splitter([], {}, 0)
+    assert [split("k", own) for own in (None, "train", "validation")] == [None, "train", "validation"]
+
+
 def test_small_samples_leave() -> None:
     assert decided(Policy(name="p", min_side=49))["reason"] == "too_small"
     assert decided(Policy(name="p", min_side=48))["origin"] == "restored"
@@ -116,6 +246,8 @@ def test_the_shipped_policies_load(name: str) -> None:
         "name: ../p",
         "[",
         "nam: p",
+        "name: p\nvalidation: 1",
+        "name: p\nduplicates: keep_worst",
     ],
 )
 def test_a_wrong_policy_is_an_error_with_the_file_named(text: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def run(tmp_path: Path) -> Run:
     return rundir.create_or_open(str(tmp_path / "run"), "run", {})
 
 
-def outcomes(run: Run, shards: list[str], resources: Resources, **options: bool) -> tuple[list[str], list[str]]:
+def outcomes(run: Run, shards: list[str], resources: Resources, **options: Any) -> tuple[list[str], list[str]]:
     done, lost = [], []
     for shard, outcome in map_shards(run, "source", shards, open_counting, resources, **options):
         (lost if isinstance(outcome, GivenUp) else done).append(shard)
@@ -60,6 +61,28 @@ def test_what_may_pass_is_tried_again_and_what_does_not_is_given_up(run: Run, wo
     assert times(run) == {"flaky-0": 3, "raises-1": 3, "s-2": 1}
     (failure,) = attempts.given_up(run)
     assert "the disk is on holiday" in failure["error"] and failure["attempts"] == 3
+
+
+def test_the_driver_is_told_how_far_a_shard_is(run: Run, local_ray: None) -> None:
+    told: list[int] = []
+
+    def watch(samples: int) -> None:
+        told.append(samples)
+        if samples == 10:  # both shards have done five; without being told so they would wait for ever
+            (Path(run.root) / "noticed").touch()
+
+    shards = ["slow-0", "slow-1", "s-2"]
+    assert outcomes(run, shards, Resources(workers=2), watch=watch) == (sorted(shards), [])
+    assert max(told) == 10 and told[-1] == 0
+    assert not list((run.staging / "ticks").iterdir()), "nothing of it stays"
+
+
+def test_a_worker_in_this_process_tells_it_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.workers.LOOK_SECONDS", 0.0)
+    told: list[int] = []
+    (Path(run.root) / "noticed").touch()
+    assert outcomes(run, ["slow-0", "slow-1"], Resources(workers=0), watch=told.append) == (["slow-0", "slow-1"], [])
+    assert told == [1, 2, 3, 4, 5, 0] * 2
 
 
 def test_each_actor_sees_its_own_gpu_alone(run: Run, local_ray: None) -> None:

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,14 +25,14 @@ import torch
 from scipy.stats import t as student
 
 from idm_core import Restorer, load_restorer
-from idm_core.degradations import RECIPES, degrade
+from idm_core.degradations import RECIPES
 from idm_core.losses import Perceptual
 from idm_core.presets import PRESETS
 from idm_core.restorer import Photograph
 from idm_core.training import Pristine, TrainConfig, train
 from pipelines.photo_pool import PhotoPool, open_sources
-from tests.benchmarks.restorer import SEED as DAMAGE_SEED
-from tests.benchmarks.restorer import psnrs, to_images, to_tensor, truths
+from tests.benchmarks.figures import Apply, Lpips, psnrs
+from tests.benchmarks.held_out import SETS, damaged, truths
 
 SOURCES: Final = {"faces-sharp.zip": 0.5, "imagenet-sample.zip": 0.35, "faces-1024.zip": 0.15}
 SEEDS: Final = (0, 1, 2)
@@ -135,21 +134,16 @@ def restore_all(
     return images
 
 
-def figures(restore: Callable[[list[Photograph], list[str]], list[Photograph]], lpips: Perceptual) -> dict[str, float]:
+def figures(restore: Apply, lpips: Lpips) -> dict[str, float]:
     """What one trained network does to the test split's faces."""
-    truth = truths(Path(os.environ["IDM_DATA"]) / "faces-sharp.zip", "test", 400)
-    found: dict[str, float] = {}
-    for recipe in ("clean", "mild", "heavy"):
-        keys = [f"{recipe} {i}" for i in range(len(truth))]
-        y = to_images(degrade(to_tensor(truth), RECIPES[recipe], keys, DAMAGE_SEED)[0])
+    truth = truths(SETS["faces"], "test")
+    images, keys = [t.image for t in truth], [t.key for t in truth]
+    found = {"psnr of clean": float(np.mean(psnrs(images, restore(images, keys))))}
+    for recipe in ("mild", "heavy"):
+        y = damaged(truth, RECIPES[recipe])
         restored = restore(y, keys)
-        if recipe == "clean":
-            found["psnr of clean"] = float(np.mean(psnrs(truth, restored)))
-            continue
-        found[f"gain {recipe}"] = float(np.mean(psnrs(truth, restored) - psnrs(truth, y)))
-        with torch.no_grad():
-            distance = [lpips(to_tensor(x), to_tensor(truth)).mean().item() for x in (y, restored)]
-        found[f"lpips {recipe}"] = distance[1] / distance[0]
+        found[f"gain {recipe}"] = float(np.mean(psnrs(images, restored) - psnrs(images, y)))
+        found[f"lpips {recipe}"] = float(lpips(restored, images).mean() / lpips(y, images).mean())
         if recipe == "mild":
             found["second application"] = float(np.mean(psnrs(restored, restore(restored, keys))))
     return found
@@ -161,7 +155,7 @@ def figures(restore: Callable[[list[Photograph], list[str]], list[Photograph]], 
 def measure(out: Path, json_path: Path | None) -> None:
     """Print a table: each arm's mean over seeds, and its difference to the reference of its kind with an interval."""
     torch.set_num_threads(1)
-    lpips = Perceptual(Path(os.environ["IDM_WEIGHTS"]) / "alexnet_features.safetensors")
+    lpips = Lpips(Path(os.environ["IDM_WEIGHTS"]) / "alexnet_features.safetensors")
     rows: dict[str, list[dict[str, float]]] = {}
     for arm in ARMS:
         for steps in STEPS.get(arm, (1,)):
