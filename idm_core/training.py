@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,14 +23,15 @@ from idm_core.checkpoint import (
     save_checkpoint,
     save_tensors,
 )
-from idm_core.degradations import RECIPES, degrade, mixture, quantise, sample_generator
+from idm_core.degradations import RECIPES, degrade, mixture, quantise
 from idm_core.losses import Perceptual, pointwise_loss
 from idm_core.presets import Preset
 from idm_core.severity import map_to_severity, severity_loss, severity_to_rmse, true_severity
+from idm_core.training_data import Batches, Pristine, loader
 
-#: Index of a training image => 3HW in [0, 1]; always the same for the same index.
-Pristine = Callable[[int], Tensor]
 STATE: Final = "training-state.safetensors"
+#: Options that may change when a run goes on: its length, and what does not touch the numbers.
+FREE: Final = frozenset({"nimg", "save_nimg", "data_processes"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class TrainConfig:
         clean_share: share of inputs without damage.
         jitter: standard deviation of the error made on purpose in the severity that the denoiser is told.
         precision: fp32 | bf16 | auto: bf16 where the hardware multiplies it natively. Master weights are fp32.
+        data_processes: that make batches ahead; 0 makes each when it is needed.
         save_nimg: a resumable state and a checkpoint are written this often, with a line of validation.
     """
 
@@ -71,6 +73,7 @@ class TrainConfig:
     jitter: float = 0.05
     precision: str = "auto"
     compile: bool = False
+    data_processes: int = 0
     save_nimg: int = 20_000
 
 
@@ -113,7 +116,7 @@ def train(
         raise ValueError(f"{world} processes share {config.accumulate} batches a step: accumulate has to be a multiple")
     bf16 = use_bf16(config.precision, device)
     preset, images_per_step = config.preset, config.batch * config.accumulate
-    chain, recipes = chain_of(preset), mixture(config.clean_share)
+    chain = chain_of(preset)
 
     # Networks, their average, the optimiser: new, or as they were left.
     with torch.random.fork_rng(devices=[]):
@@ -135,7 +138,12 @@ def train(
     if perceptual is not None:
         perceptual = perceptual.to(device).to(memory_format=torch.channels_last)
 
-    sums, started, data_seconds = torch.zeros(3, dtype=torch.float64), time.monotonic(), 0.0  # losses, batches
+    mine = range(rank, config.accumulate, world)
+    firsts = [n + m * config.batch for n in range(nimg, config.nimg, images_per_step) for m in mine]
+    pairs = Batches(pristine, mixture(config.clean_share), config.batch, config.seed)
+    batches = iter(loader(pairs, firsts, config.data_processes, pin=torch.device(device).type == "cuda"))
+    sums = torch.zeros(3, device=device)  # of both losses and of batches
+    started, data_seconds = time.monotonic(), 0.0
     out.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         _forget_after(nimg, out / "stats.jsonl")
@@ -143,27 +151,20 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, nimg)
         optimizer.zero_grad(set_to_none=True)
-        for micro in range(rank, config.accumulate, world):
+        for _ in mine:
             # Data: pristine images and their damage.
             clock = time.monotonic()
-            first = nimg + micro * config.batch
-            keys = [str(i) for i in range(first, first + config.batch)]
-            truth = torch.stack([pristine(i) for i in range(first, first + config.batch)])
-            y, _ = degrade(truth, recipes, keys, config.seed)
-            other, _ = degrade(truth, recipes, [f"{key} again" for key in keys], config.seed)
-            draw = sample_generator(config.seed, f"step {first}")
-            position = torch.rand(config.batch, generator=draw)
-            jitter = config.jitter * torch.randn(config.batch, generator=draw)
-            noise = torch.randn(y.shape, generator=draw)
+            batch = next(batches)
             data_seconds += time.monotonic() - clock
             truth, y, other, noise = (
-                x.to(device).contiguous(memory_format=torch.channels_last) for x in (truth, y, other, noise)
+                x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+                for x in (batch.truth, batch.y, batch.other, batch.noise)
             )
-            position, jitter = position.to(device), jitter.to(device)
+            position, jitter = batch.position.to(device), config.jitter * batch.jitter.to(device)
 
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
                 # Some inputs are what the model itself makes of them.
-                own = round(config.self_share * config.batch) if first >= config.self_after else 0
+                own = round(config.self_share * config.batch) if batch.first >= config.self_after else 0
                 if own:
                     with torch.no_grad():
                         severity = true_severity(truth[:own], y[:own])
@@ -177,14 +178,14 @@ def train(
 
                 # Losses.
                 error = pointwise_loss(config.loss, restored, truth, severity_to_rmse(severity))
-                if perceptual is not None and config.perceptual and first >= config.perceptual_after:
+                if perceptual is not None and config.perceptual and batch.first >= config.perceptual_after:
                     error = error + config.perceptual * perceptual(restored, truth)
                 loss = (chain.weight(level, severity, preset) * error).mean()
                 # The small network sees the same photographs damaged in a second way too: its images are cheap.
                 seen, truths = torch.cat([y, other]), torch.cat([truth, truth])
                 loss_severity = severity_loss(networks.severity(seen), truths, seen)
             torch.autograd.backward((loss + loss_severity) / config.accumulate)
-            sums += torch.tensor([loss.item(), loss_severity.item(), 1.0])
+            sums += torch.stack([loss.detach(), loss_severity.detach(), torch.ones_like(loss)])
 
         # Step and average.
         if world > 1:
@@ -195,17 +196,16 @@ def train(
         nimg += images_per_step
         half_life = min(config.ema_nimg, max(nimg * 0.1, 1))
         torch._foreach_lerp_(averaged, parameters, 1 - 0.5 ** (images_per_step / half_life))
-        if not bool(sums.isfinite().all()):
-            raise FloatingPointError(f"the loss is no longer finite at nimg {nimg}; lower lr ({config.lr})")
 
         # A line of statistics, the state, and a checkpoint that can be used at once.
         if nimg // config.save_nimg > (nimg - images_per_step) // config.save_nimg or nimg >= config.nimg:
             if world > 1:
-                sums = sums.to(device)
                 dist.all_reduce(sums)
             seconds = seconds_before + time.monotonic() - started
             loss_mean, severity_mean = (sums[:2] / sums[2]).tolist()
-            sums = torch.zeros(3, dtype=torch.float64)
+            if not math.isfinite(loss_mean + severity_mean):
+                raise FloatingPointError(f"the loss is no longer finite at nimg {nimg}; lower lr ({config.lr})")
+            sums.zero_()
             if rank == 0:
                 line = {"nimg": nimg, "seconds": round(seconds, 1), "data_seconds": round(data_seconds, 1)}
                 line |= {"loss": loss_mean, "severity_loss": severity_mean, "lr": learning_rate(config, nimg)}
@@ -236,7 +236,7 @@ def _begin_together(nimg: int, out: Path, device: str) -> None:
     most, least = int(ends[0]), -int(ends[1])
     if most != least:
         raise RuntimeError(
-            f"the processes found states at nimg {least} and {most} in {out}; it has to be one folder that all nodes see"
+            f"the processes found states at nimg {least} and {most} in {out}: all nodes have to see one folder"
         )
 
 
@@ -348,8 +348,7 @@ def _load_state(
     try:
         training = json.loads(metadata["training"])
         saved, wanted = training["config"], json.loads(json.dumps(options))
-        # The length may change (a run may go on, or end sooner); so may what does not touch the numbers.
-        differ = sorted(k for k in wanted if saved.get(k) != wanted[k] and k not in ("nimg", "save_nimg"))
+        differ = sorted(k for k in wanted if saved.get(k) != wanted[k] and k not in FREE)
         if differ:
             raise CheckpointError(
                 f"{path} was trained with other options ({', '.join(differ)}); "

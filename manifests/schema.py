@@ -84,7 +84,9 @@ RESTORATION = [
 DUPLICATES = [
     _field("duplicate_group", pa.string(), "key of the group's first sample; null when the sample is alone"),
     _field("duplicate_kind", pa.string(), "exact (same bytes) | near | mirrored (both by perceptual hash)"),
-    _field("duplicate_distance", pa.int32(), "Hamming distance to the group's first sample, or its mirror image; of 256"),
+    _field(
+        "duplicate_distance", pa.int32(), "Hamming distance to the group's first sample or its mirror image, of 256"
+    ),
 ]
 
 DECISION = [

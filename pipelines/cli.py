@@ -215,6 +215,11 @@ def ingest(root: str | None, dry_run: bool, retry_failed: bool, **options: Any) 
 )
 @click.option("--gpus-per-worker", type=click.IntRange(0, 1), help="[default: 1 where Ray has GPUs]")
 @click.option("--address", metavar="URL", help="A running Ray cluster.  [default: $RAY_ADDRESS, else this machine]")
+@click.option(
+    "--data-processes",
+    type=click.IntRange(min=0),
+    help="That damage photographs ahead of each training process.  [default: 4 with a GPU, else 0]",
+)
 @click.option("--rounds", metavar="auto|N", help="Clean the one source with what was learnt from it, and train on.")
 @click.option("--round-nimg", type=click.IntRange(min=1), help="Length of later rounds.  [default: a sixth of --nimg]")
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", help="Of the products.")
@@ -254,6 +259,8 @@ def train_idm(sources: tuple[str, ...], shares: tuple[float, ...], lpips: bool, 
     rounds, round_nimg = options.pop("rounds"), options.pop("round_nimg")
     spread = {name: options.pop(name) for name in ("workers", "gpus_per_worker", "address")}
     options["accumulate"] = options["accumulate"] or max(1, spread["workers"])
+    if options["data_processes"] is None:
+        options["data_processes"] = 4 if device.startswith("cuda") or spread["gpus_per_worker"] else 0
     if target is not None:
         click.echo(calibrate(out / f"{preset}.safetensors", sources, shares or None, to=target, device=device))
         return

@@ -43,7 +43,7 @@ def cleaned_fingerprint(run: Run, view: str) -> str:
     except FileNotFoundError:
         views = ", ".join(status.views(run)) or "none"
         raise RunError(
-            f"{run.root}: there is no view {view!r}; there are: {views}. `idm-curate select` and `query --view` make them"
+            f"{run.root}: there is no view {view!r}, only {views}; `idm-curate select` and `query --view` make them"
         ) from None
     return rundir.cleaned_fingerprint(marker)
 
@@ -115,7 +115,9 @@ def dataset_card(run: Run, view: str, markers: list[dict[str, Any]]) -> str:
     head = yaml.safe_dump({"pretty_name": f"{listing['prefix']}, cleaned", "tags": ["webdataset", "image"]})
     source = config["dataset"]["source"] or "photographs that scikit-image and matplotlib carry"
     table = "\n".join(f"| {name} | {counts[name]} |" for name in schema.STATUSES)
-    query = f"\nof those, the samples that this chooses:\n\n```sql\n{decided['query']}\n```\n" if "query" in decided else ""
+    query = ""
+    if "query" in decided:
+        query = f"\nof those, the samples that this chooses:\n\n```sql\n{decided['query']}\n```\n"
     return f"""---
 {head}---
 

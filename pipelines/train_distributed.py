@@ -30,6 +30,7 @@ def train_on_ray(
     out: Path,
     workers: int,
     *,
+    cpus_per_worker: int = 1,
     gpus_per_worker: float | None = None,
     address: str | None = None,
     max_failures: int = MAX_FAILURES,
@@ -44,6 +45,7 @@ def train_on_ray(
             in another folder. The device is "cpu", "cuda:0" and so on.
         out: folder that ``work`` writes into; on storage that all nodes see. Ray Train itself leaves nothing there.
         workers: processes in the group.
+        cpus_per_worker: for the process and those that make its data.
         gpus_per_worker: 1 or 0; by default 1 where the cluster has GPUs.
         address: a running Ray cluster; by default ``$RAY_ADDRESS``, else this machine.
         max_failures: restarts before it is given up.
@@ -69,28 +71,29 @@ def train_on_ray(
 
     connect(Resources(workers=workers, address=address))
     local = not address and not os.environ.get("RAY_ADDRESS")
-    gpus = _gpus_per_worker(workers, gpus_per_worker, local)
+    gpus = _gpus_per_worker(workers, cpus_per_worker, gpus_per_worker, local)
+    resources = {"CPU": cpus_per_worker} | ({"GPU": 1} if gpus else {})
     # Ray Train's own records go to a folder that ends with the training; the state that counts is in `out`.
     with tempfile.TemporaryDirectory(prefix="idm-curate-") as records:
-        _fit(_trainer(process, workers, gpus, records, max_failures, local), max_failures)
+        _fit(_trainer(process, workers, resources, records, max_failures, local), max_failures)
 
 
-def _gpus_per_worker(workers: int, wanted: float | None, local: bool) -> int:
+def _gpus_per_worker(workers: int, cpus: int, wanted: float | None, local: bool) -> int:
     """1 or 0. ConfigError where this machine, which no autoscaler will enlarge, has not enough for all workers."""
     import ray
 
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = int(there.get("GPU", 0) >= 1 if wanted is None else wanted)
-    for what, needed in (("CPU", workers), ("GPU", workers * gpus)):
+    for what, needed in (("CPU", workers * cpus), ("GPU", workers * gpus)):
         if local and needed > there.get(what, 0):
             raise ConfigError(
-                f"--workers {workers} need as many {what}s; this machine has {there.get(what, 0):g}, as Ray sees it"
+                f"--workers {workers} need {needed} {what}s; this machine has {there.get(what, 0):g}, as Ray sees it"
             )
     return gpus
 
 
 def _trainer(
-    process: Callable[[], None], workers: int, gpus: int, records: str, max_failures: int, local: bool
+    process: Callable[[], None], workers: int, resources: dict[str, int], records: str, max_failures: int, local: bool
 ) -> TorchTrainer:
     # ray.train's own names, which to a type checker are those of its first version.
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -117,7 +120,7 @@ def _trainer(
     return (LocalTrainer if local else TorchTrainer)(
         process,
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpus else {})
+            num_workers=workers, use_gpu="GPU" in resources, resources_per_worker=dict(resources)
         ),
         run_config=RunConfig(
             name="train-idm",

@@ -85,7 +85,8 @@ def train_idm(
                 "that has to be a multiple of the workers"
             )
         _open(sources, shares)  # what is wrong with them is said before Ray starts
-        train_on_ray(learn, out, workers, gpus_per_worker=gpus_per_worker, address=address)
+        cpus = 1 + config.data_processes
+        train_on_ray(learn, out, workers, cpus_per_worker=cpus, gpus_per_worker=gpus_per_worker, address=address)
     else:
         learn(device)
     return calibrate(out / f"{config.preset.name}.safetensors", sources, shares, least_reduction=least, device=device)

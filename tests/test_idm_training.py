@@ -42,6 +42,13 @@ def test_resumed_is_never_interrupted(trained: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(whole[name], half[name]) for name in whole)
 
 
+def test_batches_made_ahead_are_the_same_batches(trained: Path, tmp_path: Path) -> None:
+    train(pristine, VALIDATION, replace(CONFIG, nimg=24, data_processes=1), tmp_path)
+    train(pristine, VALIDATION, CONFIG, tmp_path)
+    whole, ahead = load_file(trained / STATE), load_file(tmp_path / STATE)
+    assert all(torch.equal(whole[name], ahead[name]) for name in whole)
+
+
 def test_a_finished_run_is_not_trained_further(trained: Path) -> None:
     before = (trained / STATE).stat().st_mtime_ns
     assert train(pristine, VALIDATION, CONFIG, trained) == trained / "tiny.safetensors"

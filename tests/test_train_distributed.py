@@ -144,7 +144,7 @@ print(sys.modules.get("ray") is not None and sys.modules["ray"].is_initialized()
 def test_more_than_this_machine_has_is_an_error_and_not_a_wait(tmp_path: Path, local_ray: None) -> None:
     def nothing(device: str) -> None: ...
 
-    with pytest.raises(ConfigError, match="--workers 3 need as many CPUs; this machine has 2"):
+    with pytest.raises(ConfigError, match="--workers 3 need 3 CPUs; this machine has 2"):
         train_on_ray(nothing, tmp_path, 3, gpus_per_worker=0)
     with pytest.raises(ConfigError, match=r"--gpus-per-worker 0\.5: a process trains on one whole GPU"):
         train_on_ray(nothing, tmp_path, 2, gpus_per_worker=0.5)

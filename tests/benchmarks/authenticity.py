@@ -164,7 +164,7 @@ def again(restorer: Restorer, judge: Judge, y: list[Photograph], restored: list[
         "idempotence_mean": settled.mean(),
         "idempotence_p05": np.percentile(settled, 5),
         "contraction": contraction(shipped, y, keys, judge.identity),
-        "contraction_ungated": contraction(no_rule, y, keys, judge.identity),
+        "contraction_ungated": contraction(no_rule, y, keys),
     }
 
 

@@ -50,7 +50,7 @@ GRIDS: Final[dict[str, dict[str, tuple[float, ...]]]] = {
     "non-local means": {"h": (1, 2, 3, 5, 8), "h_colour": (1, 3, 6, 10), "template": (3, 5, 7)},
     "bilateral": {"diameter": (3, 5, 7, 9), "colour": (6, 12, 25, 50, 100), "space": (0.5, 1, 2, 4)},
 }
-#: The best mean PSNR over the grid, for each recipe and set, on (100 photographs of) the validation split: a control may
+#: The best mean PSNR over the grid, for each recipe and set, on 100 photographs of the validation split: a control may
 #: know what it is up against, the restorer may not. Behind each, what it gained there.
 # fmt: off
 TUNED: Final[dict[tuple[str, str, str], dict[str, Any]]] = {

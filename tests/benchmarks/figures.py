@@ -16,7 +16,7 @@ from idm_core.losses import Perceptual
 from idm_core.restorer import Photograph
 from pipelines.faces import FaceModel, identity_cosine
 from pipelines.features import Detector
-from pipelines.frechet import frechet_distance, merge, no_statistics, statistics_of
+from pipelines.frechet import Statistics, frechet_distance, statistics_of
 from tests.benchmarks.held_out import Truth, to_tensor
 
 Values = npt.NDArray[np.float64]  # one for each image
@@ -96,22 +96,23 @@ class FrechetToTruth:
         """One image for each truth, in order."""
         return frechet_distance(self._reference, self._statistics(images))
 
-    def _statistics(self, images: Sequence[Photograph]) -> Any:
-        statistics = no_statistics(self._detector.dimension)
-        for i, image in enumerate(images):
-            # Methods often agree on an image, to the byte: it is looked at once.
-            known = i, hashlib.sha256(image.tobytes()).digest()
-            if known not in self._known:
-                self._known[known] = self._features(image, self._windows[i])
-            statistics = merge(statistics, statistics_of(self._known[known]))
-        return statistics
+    def _statistics(self, images: Sequence[Photograph]) -> Statistics:
+        # Methods often agree on an image, to the byte: it is looked at once.
+        wanted = [(i, hashlib.sha256(image.tobytes()).digest()) for i, image in enumerate(images)]
+        self._look(images, wanted)
+        return statistics_of(np.concatenate([self._known[key] for key in wanted]))
 
-    def _features(self, image: Photograph, windows: list[tuple[int, int, int, bool]]) -> npt.NDArray[np.float32]:
-        found = []
-        for side in sorted({side for side, *_ in windows}):
-            cut = [image[y : y + s, x : x + s, :: -1 if m else 1] for s, y, x, m in windows if s == side]
-            found.append(self._detector(np.stack(cut)))
-        return np.concatenate(found)
+    def _look(self, images: Sequence[Photograph], keys: list[tuple[int, bytes]]) -> None:
+        """Fill ``_known`` for these images; windows of one size go through the detector together."""
+        new = [(key, image) for key, image in zip(keys, images, strict=True) if key not in self._known]
+        windows = [(key, image, window) for key, image in new for window in self._windows[key[0]]]
+        found: dict[tuple[int, bytes], list[npt.NDArray[np.float32]]] = {key: [] for key, _ in new}
+        for size in sorted({window[0] for _, _, window in windows}):
+            some = [(key, image, w) for key, image, w in windows if w[0] == size]
+            cut = [image[y : y + s, x : x + s][:, :: -1 if m else 1] for _, image, (s, y, x, m) in some]
+            for (key, _, _), features in zip(some, self._detector(np.stack(cut)), strict=True):
+                found[key].append(features)
+        self._known |= {key: np.stack(features) for key, features in found.items()}
 
 
 def _window(truth: Truth, number: int) -> tuple[int, int, int, bool]:

@@ -84,19 +84,21 @@ def measure(restorer: Restorer, truth: list[Truth], lpips: Lpips) -> dict[str, d
 
 
 def seam_ratio(image: np.ndarray[Any, Any], axis: Axis) -> float:
-    """Mean absolute difference across the borders of tiles, over that between all other neighbouring pixels.
+    """Mean absolute difference across the borders of tiles, over that 8, 16 and 24 pixels before and behind them.
+
+    So near that both are of the same things in the picture, and at the same places of JPEG's blocks of 8.
 
     Args:
         image: a square, HxWxC, cut in the same way along both sides.
     """
-    borders = sorted({*axis.starts[1:], *(start + axis.side for start in axis.starts[:-1])})
-    at, elsewhere = [], []
+    borders = {*axis.starts[1:], *(start + axis.side for start in axis.starts[:-1])}
+    beside = {b + offset for b in borders for offset in (-24, -16, -8, 8, 16, 24)} - borders
+    at, near = [], []
     for turned in (image, image.swapaxes(0, 1)):
-        steps = np.abs(np.diff(turned.astype(np.float64), axis=0)).mean(axis=(1, 2))
-        here = np.isin(np.arange(1, len(turned)), borders)  # step i is between rows i and i + 1
-        at.append(steps[here])
-        elsewhere.append(steps[~here])
-    return float(np.concatenate(at).mean() / np.concatenate(elsewhere).mean())
+        steps = np.abs(np.diff(turned.astype(np.float64), axis=0)).mean(axis=(1, 2))  # i is between rows i and i + 1
+        at.append(steps[[b - 1 for b in sorted(borders)]])
+        near.append(steps[[b - 1 for b in sorted(beside) if 0 < b < len(turned)]])
+    return float(np.concatenate(at).mean() / np.concatenate(near).mean())
 
 
 def seams(restorer: Restorer, truth: list[Truth]) -> dict[str, Any]:
