@@ -193,8 +193,7 @@ class Restorer:
                 return torch.stack([torch.randn(y.shape[1:], generator=source) for source in sources]).to(y.device)
 
             x = self._sample(y, severity, noise, steps)
-            pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-            for i, (h, w, _), image in zip(group, shapes, pixels, strict=True):
+            for i, (h, w, _), image in zip(group, shapes, to_images(x), strict=True):
                 restored[i] = image[:h, :w].copy()
         return restored
 
@@ -272,6 +271,16 @@ def consistency(a: Photograph, b: Photograph) -> float:
     ]
     error = float((means[0] - means[1]).square().mean())
     return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def to_tensor(images: Sequence[Photograph]) -> Tensor:
+    """Photographs of one size => N3HW float in [0, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def to_images(batch: Tensor) -> list[Photograph]:
+    """N3HW in or near [0, 1] => N arrays HxWx3 uint8, rounded to the nearest level; inverse of ``to_tensor``."""
+    return list((batch.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
 def _rms_levels(a: Photograph, b: Photograph) -> float:

@@ -29,6 +29,10 @@ def restored(round_: int) -> str:
     return f"restored/round{round_}"
 
 
+#: ``origin`` of a sample in a view -> the folder whose tars hold its bytes.
+FOLDER_OF_ORIGIN = {"source": SOURCE, "restored": restored(1)}
+
+
 def fingerprint(*parts: object) -> str:
     """SHA-256 over canonical JSON: equal for equal values, whatever the order of keys."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

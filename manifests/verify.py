@@ -22,7 +22,7 @@ def problems(run: Run, *, hashes: bool = False) -> Iterator[str]:
     yield from _listing(run, hashes)
     planned = run.shards()
     listed = {shard: [row["key"] for row in listing.read(run, shard)] for shard in planned}
-    keys = _faces_of(run, listed) if run.config["ingest"].get("align") else listed
+    keys = _faces_of(run, listed) if run.config["ingest"]["align"] else listed
     for folder, fingerprint in status.shard_stages(run):
         url = run.url(folder)
         for shard in planned:

@@ -251,7 +251,6 @@ def train_idm(sources: tuple[str, ...], shares: tuple[float, ...], lpips: bool, 
     from idm_core.presets import preset_named
     from idm_core.training import TrainConfig
     from pipelines import weights
-    from pipelines.rounds import Rounds, train_rounds
     from pipelines.train_idm import calibrate, train_idm
 
     device = options.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -277,6 +276,8 @@ def train_idm(sources: tuple[str, ...], shares: tuple[float, ...], lpips: bool, 
         raise ConfigError(f"--rounds: one --source, the raw set that is to be cleaned; there are {len(sources)}")
     if rounds != "auto" and not (rounds.isdecimal() and int(rounds)):
         raise ConfigError(f"--rounds {rounds}: it is auto, or the most rounds there may be")
+    from pipelines.rounds import Rounds, train_rounds
+
     plan = Rounds(nimg=round_nimg or max(1, config.nimg // 6))
     if rounds != "auto":
         plan = replace(plan, most=int(rounds))

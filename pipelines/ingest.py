@@ -35,7 +35,7 @@ def write_listing(run: Run, dataset: datasets.Dataset) -> dict[str, Any]:
     if not entries:
         raise SourceError(f"{dataset.source}: no images found. {datasets.how_to_get(dataset.name)}")
     shard_size, prefix = config["shard_size"], dataset.name
-    stems = [keys.photograph_stem(e.key) if run.config["ingest"].get("align") else e.key for e in entries]
+    stems = [keys.photograph_stem(e.key) if run.config["ingest"]["align"] else e.key for e in entries]
     sample_keys = keys.unique_keys(stems, [e.source_name for e in entries])
     rows = [
         asdict(entry) | {"key": key, "shard": f"{prefix}-{i // shard_size:06d}"}

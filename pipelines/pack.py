@@ -84,7 +84,7 @@ def _bytes_of(run: Run, shard: str, rows: list[dict[str, Any]]) -> Iterator[byte
         origin: shards.read_samples(
             run.url(folder, f"{shard}.tar"), [(r["offset"], r["nbytes"]) for r in rows if r["origin"] == origin]
         )
-        for origin, folder in (("source", rundir.SOURCE), ("restored", rundir.restored(1)))
+        for origin, folder in rundir.FOLDER_OF_ORIGIN.items()
     }
     for row in rows:
         yield next(streams[row["origin"]])

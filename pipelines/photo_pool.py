@@ -77,18 +77,19 @@ def entries_of_view(url: str) -> list[Entry]:
     Raises:
         SourceError: that is no view of a run.
     """
-    root, folder, _ = url.rsplit("/", 2) if url.count("/") >= 2 else ("", "", "")
+    root, folder, name = url.rsplit("/", 2) if url.count("/") >= 2 else ("", "", "")
     if folder != "views" or not storage.exists(url):
         raise SourceError(f"{url}: no such view; give the path of RUN/views/NAME.parquet")
     run = rundir.read(root)
+    if why := shards.why_not_done(run.url("views"), name.removesuffix(".parquet"), None):
+        raise SourceError(f"{url}: {why}; make the view again, by `idm-curate select` or `query --view`")
     with storage.open_read(url) as f:
         rows = shards.read_parquet(f, ["key", "source_name", "shard", "origin", "offset", "nbytes"]).to_pylist()
-    folders = {"source": rundir.SOURCE, "restored": rundir.restored(1)}
     return [
         Entry(
             key=row["key"],
             source_name=row["source_name"],
-            container=run.url(folders[row["origin"]], f"{row['shard']}.tar"),
+            container=run.url(rundir.FOLDER_OF_ORIGIN[row["origin"]], f"{row['shard']}.tar"),
             offset=row["offset"],
             nbytes=row["nbytes"],
         )

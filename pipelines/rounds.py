@@ -124,8 +124,6 @@ def train_rounds(
     Raises:
         ConfigError, SourceError, RunError: as training and runs do.
     """
-    import torch
-
     from idm_core.losses import Perceptual
 
     resources = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address}
@@ -137,17 +135,15 @@ def train_rounds(
     out = out.absolute()
 
     checkpoint = train_idm([source], out / "round1", config, start=start, **train)
+    # What round 1 reads says which samples are good enough to plant damage in; all rounds are scored on those.
+    clean(source, out / "round1" / "cleaned", checkpoint, rounds, resources)
+    held_out = held_out_patches(out / "round1" / "cleaned", config.preset.resolution, rounds)
     history: list[Round] = []
     scores: list[Scores] = []
-    held_out: torch.Tensor | None = None
     diversity: float | None = None
     counts: dict[str, int] | None = None
     for number in range(1, rounds.most + 1):
         root = out / f"round{number}" / "cleaned"
-        if number == 1:  # its reading says which samples are good enough to plant damage in
-            cleaned = clean(source, root, checkpoint, rounds, resources)
-            held_out = held_out_patches(root, config.preset.resolution, rounds)
-        assert held_out is not None
         scores.append(score(checkpoint, held_out, perceptual, device))
         this = Round(
             number, str(checkpoint.relative_to(out)), float(scores[-1].mean()), diversity=diversity, counts=counts
@@ -160,9 +156,7 @@ def train_rounds(
         if this.stop is None and number == rounds.most:
             this = replace(this, stop="rounds")
         if this.stop is None:
-            if number > 1:
-                cleaned = clean(source, root, checkpoint, rounds, resources)
-            counts = cleaned
+            counts = clean(source, root, checkpoint, rounds, resources)  # of round 1: done already
             diversity = diversity_kept(source, root, config.preset.resolution, rounds, device)
             if diversity < rounds.least_diversity:
                 this = replace(this, stop="diversity")
@@ -240,15 +234,16 @@ def score(checkpoint: Path, truth: Any, perceptual: Perceptual | None, device: s
 
     from idm_core import load_restorer
     from idm_core.degradations import RECIPES, degrade
+    from idm_core.restorer import to_images, to_tensor
 
     keys = [str(i) for i in range(len(truth))]
     y = truth.clone()
     for offset, recipe in enumerate(("mild", "heavy")):
         y[offset::2] = degrade(truth[offset::2], RECIPES[recipe], keys[offset::2], SCORE_SEED)[0]
-    images = list((y * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy())
+    images = to_images(y)
     restorer = load_restorer(checkpoint, device)
     restored = restorer.one_pass(images, keys, restorer.severity(images), restorer.config.steps)
-    x = torch.from_numpy(np.stack(restored)).permute(0, 3, 1, 2).float() / 255
+    x = to_tensor(restored)
     with torch.inference_mode():
         if perceptual is not None:
             pairs = zip(torch.split(x, 32), torch.split(truth, 32), strict=True)
@@ -268,6 +263,9 @@ def gain(before: Scores, after: Scores, confidence: float) -> tuple[float, float
 
 def diversity_kept(source: str, root: Path, side: int, rounds: Rounds, device: str) -> float:
     """Total variance of EfficientNet-lite0's features over patches of the cleaned set, by that of the same ones raw."""
+    import torch
+
+    from idm_core.restorer import to_images
     from pipelines.features import EfficientNetLite0
 
     [cleaned] = open_sources([str(root / "views" / f"{_view_of(rounds)}.parquet")], None, "train")
@@ -278,8 +276,8 @@ def diversity_kept(source: str, root: Path, side: int, rounds: Rounds, device: s
     variances = []
     for source_of_patches in (cleaned, raw):
         pool = PhotoPool([source_of_patches], side, SCORE_SEED, least=rounds.least_reduction)
-        patches = np.stack([(pool.patch(i) * 255).byte().permute(1, 2, 0).numpy() for i in range(GUARD_PATCHES)])
-        variances.append(float(detector(patches).astype(np.float64).var(axis=0).sum()))
+        patches = to_images(torch.stack([pool.patch(i) for i in range(GUARD_PATCHES)]))
+        variances.append(float(detector(np.stack(patches)).astype(np.float64).var(axis=0).sum()))
     return variances[0] / variances[1]
 
 

@@ -13,10 +13,6 @@ from manifests import storage
 from manifests.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
-
     from idm_core.training import TrainConfig
     from pipelines.photo_pool import Source
 
@@ -170,7 +166,7 @@ def calibrate(
 
     from idm_core.checkpoint import load_checkpoint, save_checkpoint
     from idm_core.degradations import RECIPES, degrade
-    from idm_core.restorer import Restorer
+    from idm_core.restorer import Restorer, to_images
     from pipelines.photo_pool import LEAST_REDUCTION, PhotoPool, open_sources
 
     networks, config, sha256 = load_checkpoint(checkpoint)
@@ -178,7 +174,7 @@ def calibrate(
     least = LEAST_REDUCTION if least_reduction is None else least_reduction
     pool = PhotoPool(open_sources(sources, shares, "validation"), config.preset.resolution, seed=1, least=least)
     patches = torch.stack([pool.patch(i) for i in range(CALIBRATION_PATCHES)])
-    quantile = sorted(restorer.severity(_photographs(patches)))[-int(FALSE_ALARMS * CALIBRATION_PATCHES)]
+    quantile = sorted(restorer.severity(to_images(patches)))[-int(FALSE_ALARMS * CALIBRATION_PATCHES)]
     threshold = max(LEAST_THRESHOLD, math.floor(10_000 * quantile) / 10_000)
     config = replace(config, threshold=threshold, steps=steps or config.steps, passes=passes or config.passes)
     restorer = Restorer(networks, replace(config, consistency=0.0), sha256, device)
@@ -186,13 +182,8 @@ def calibrate(
     for recipe in ("mild", "heavy"):
         some = patches[: CALIBRATION_PATCHES // 4]
         keys = [f"{recipe} {i}" for i in range(len(some))]
-        results = restorer.restore(_photographs(degrade(some, RECIPES[recipe], keys, seed=1)[0]), keys)
+        results = restorer.restore(to_images(degrade(some, RECIPES[recipe], keys, seed=1)[0]), keys)
         kept += [r.consistency for r in results if r.passes]
     floor = sorted(kept)[int(BROKEN * len(kept))] if kept else 0.0
     config = replace(config, consistency=math.floor(10 * min(floor, MOST_CONSISTENCY)) / 10)
     return save_checkpoint(to or checkpoint, networks.state_dict(), config)
-
-
-def _photographs(batch: Tensor) -> list[NDArray[np.uint8]]:
-    """N3HW in [0, 1] => N arrays HxWx3, uint8."""
-    return list((batch * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy())

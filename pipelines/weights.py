@@ -25,7 +25,7 @@ _FACEXLIB: Final = "https://github.com/xinntao/facexlib/releases/download/v0.1.0
 
 LPIPS_TRUNK: Final = Weights(
     "alexnet_features.safetensors",
-    "LPIPS, in measurements and train-idm --lpips",
+    "LPIPS, in train-idm --lpips",
     "torchvision.models.alexnet(weights='DEFAULT').features, saved with safetensors under its own names",
     "9f97fd313f4da83dbe6bbfbe6effca1241de9edfcd7c53386261ed9697286dd9",
 )
@@ -53,21 +53,9 @@ MOBILEFACENET: Final = Weights(
     "the TFLite conversion of MobileFaceNet with input [2,112,112,3] and output [2,192]",
     "d8ba40c0127fb8ca9917e8fddc79bbbda063657bc92a496d34da0bc8a760443b",
 )
-NIQE: Final = Weights(
-    "niqe_pris_params.npz",
-    "NIQE, in measurements",
-    "https://github.com/XPixelGroup/BasicSR/raw/master/basicsr/metrics/niqe_pris_params.npz",
-    "2a7c182a68c9e7f1b2e2e5ec723279d6f65d912b6fcaf37eb2bf03d7367c4296",
-)
-INCEPTION: Final = Weights(
-    "inception-2015-12-05.pt",
-    "FID in evaluations",
-    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
-    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
-)
 
 #: The one table; ``idm-curate doctor`` prints it.
-WEIGHTS: Final = (LPIPS_TRUNK, RETINAFACE, ARCFACE, MTCNN, MOBILEFACENET, NIQE, INCEPTION)
+WEIGHTS: Final = (LPIPS_TRUNK, RETINAFACE, ARCFACE, MTCNN, MOBILEFACENET)
 
 
 def weights_folder() -> Path:

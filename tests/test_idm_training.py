@@ -16,6 +16,7 @@ from idm_core import load_restorer
 from idm_core.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, load_tensors, save_checkpoint
 from idm_core.losses import Perceptual
 from idm_core.presets import PRESETS
+from idm_core.restorer import to_images
 from idm_core.training import STATE, TrainConfig, learning_rate, train
 from manifests.errors import ConfigError, SourceError
 from pipelines.photo_pool import PhotoPool, cut_patch, open_sources
@@ -212,7 +213,7 @@ def test_calibration_allows_one_false_alarm_in_a_hundred(
     shipped = find_checkpoint("idm-64")
     restorer = load_restorer(calibrate(shipped, [str(photographs)], to=tmp_path / "mine.safetensors", passes=3))
     pool = PhotoPool(open_sources([str(photographs)], None, "validation"), 64, seed=1)
-    clean = [pool.patch(i).mul(255).byte().permute(1, 2, 0).numpy() for i in range(200)]
+    clean = to_images(torch.stack([pool.patch(i) for i in range(200)]))
     alarms = sum(s >= restorer.config.threshold for s in restorer.severity(clean))
     assert alarms == 2 or restorer.config.threshold == LEAST_THRESHOLD
     assert restorer.config.passes == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from idm_core.training import TrainConfig
 from manifests import rundir, shards, storage
 from manifests.errors import SourceError
 from pipelines import rounds as module
+from pipelines.datasets import read_entries
 from pipelines.photo_pool import PhotoPool, cut_patch, open_sources
 from pipelines.rounds import Rounds, clean, gain, train_rounds
 from tests.photographs import blurred, crops
@@ -63,11 +65,25 @@ def test_a_run_cleaned_by_a_good_model_feeds_the_next_round(raw: Path, tmp_path:
     severity = {f"{key}.png": row["severity"] for key, row in rows.items()}
     assert anchor and max(severity[n] for n in anchor) <= np.median(list(severity.values()))
     assert all(rows[n.removesuffix(".png")]["status"] == "kept_original" for n in anchor)
-    # What is read is the candidate where there is one: of the restored samples, not one is the raw file.
-    pool = PhotoPool(splits[0][:1], 64, seed=0, least=1.0)
-    assert pool.patch(0).shape == (3, 64, 64)
+    # What is read is the candidate where there is one, and the raw file where there is none.
+    entries = [e for s in splits for e in s[0].entries]
+    candidates = 0
+    for entry, data in read_entries(entries):
+        row = rows[entry.key]
+        raw_bytes = (raw / entry.source_name).read_bytes()
+        if "restored/round1" in entry.container:
+            candidates += 1
+            assert isinstance(data, bytes) and hashlib.sha256(data).hexdigest() == row["output_sha256"]
+            assert data != raw_bytes
+        else:
+            assert data == raw_bytes
+    assert candidates == counts["restored"]
+    assert PhotoPool(splits[0][:1], 64, seed=0, least=1.0).patch(0).shape == (3, 64, 64)
     with pytest.raises(SourceError, match=r"RUN/views/NAME\.parquet"):
         open_sources([str(tmp_path / "cleaned" / "views" / "no.parquet")], None, "train")
+    (tmp_path / "cleaned" / "views" / "anchor.json").unlink()  # as if a kill had come before the marker
+    with pytest.raises(SourceError, match="make the view again"):
+        open_sources(views, None, "train")
 
 
 @pytest.mark.usefixtures("few")

@@ -17,7 +17,6 @@ Row = dict[str, Any]
 #: ``cleaned``: what a view decided on. ``original``: every usable image of the source, with its own bytes.
 ArmName = Literal["cleaned", "original"]
 
-_FOLDERS = {"source": rundir.SOURCE, "restored": rundir.restored(1)}
 _LOCATED = ["key", "shard", "status", "label", "split", *schema.names(schema.LOCATION)]
 _PLACE = set(schema.names([*schema.IDENTITY, *schema.LOCATION]))
 
@@ -59,7 +58,7 @@ class Arm:
             RunError: one is not; the message says what mends it.
         """
         for origin in sorted({row["origin"] for row in samples}):
-            folder = _FOLDERS[origin]
+            folder = rundir.FOLDER_OF_ORIGIN[origin]
             why = shards.why_not_done(self.run.url(folder), shard, self.run.stage_fingerprint(folder))
             if why is not None:
                 raise RunError(f"{self.run.url(folder, shard)}: {why}; to mend it, run {_command(self.run, folder)}")
@@ -75,7 +74,7 @@ class Arm:
                 self.run.url(folder, f"{shard}.tar"),
                 [(row["offset"], row["nbytes"]) for row in samples if row["origin"] == origin],
             )
-            for origin, folder in _FOLDERS.items()
+            for origin, folder in rundir.FOLDER_OF_ORIGIN.items()
         }
         for row in samples:
             try:
@@ -83,13 +82,13 @@ class Arm:
             except (ShardError, FileNotFoundError) as error:
                 raise RunError(f"{error}; {self._remedy(row['origin'], shard)}") from error
             if hashlib.sha256(data).hexdigest() != row["output_sha256"]:
-                url = self.run.url(_FOLDERS[row["origin"]], f"{shard}.tar")
+                url = self.run.url(rundir.FOLDER_OF_ORIGIN[row["origin"]], f"{shard}.tar")
                 wrong = f"{url}: the bytes of {row['key']} are not those of its row"
                 raise RunError(f"{wrong}; {self._remedy(row['origin'], shard)}")
             yield data
 
     def _remedy(self, origin: str, shard: str) -> str:
-        folder = _FOLDERS[origin]
+        folder = rundir.FOLDER_OF_ORIGIN[origin]
         marker = self.run.url(folder, f"{shard}.json")
         return f"to mend it, remove {marker} and run {_command(self.run, folder)}"
 
@@ -137,7 +136,7 @@ def opened(run: Run, name: ArmName, view: str | None) -> Iterator[Arm]:
 
 
 def _only_view(run: Run) -> str:
-    names = [name.removesuffix(".json") for name in storage.list_names(run.url("views"), ".json")]
+    names = list(status.views(run))
     view = status.packed_view(run)
     if view is None and len(names) > 1:
         raise ConfigError(f"{run.root} has several views: {', '.join(names)}; name one with --view")

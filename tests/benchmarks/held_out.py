@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
 from PIL import Image
 
 from idm_core.degradations import Recipe, degrade
-from idm_core.restorer import Photograph
+from idm_core.restorer import Photograph, to_images, to_tensor
 from pipelines.faces import FaceModel
 from pipelines.faces.face import Points
 from pipelines.images import decode
+from pipelines.photo_pool import LEAST_REDUCTION
 from pipelines.split import split_of
 
 SIDE: Final = 64
 DAMAGE_SEED: Final = 20_000  # no training seed
-#: A photograph that is reduced by this much has lost its own softness, noise and JPEG artefacts.
-LEAST_REDUCTION: Final = 1.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +104,3 @@ def damaged(truth: list[Truth], recipe: Recipe) -> list[Photograph]:
     """The truths, each damaged in its own way, the same at every call."""
     keys = [f"{recipe.name} {t.key}" for t in truth]
     return to_images(degrade(to_tensor([t.image for t in truth]), recipe, keys, DAMAGE_SEED)[0])
-
-
-def to_tensor(images: list[Photograph]) -> torch.Tensor:
-    """List of HWC uint8 => NCHW float in [0, 1]."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-
-
-def to_images(batch: torch.Tensor) -> list[Photograph]:
-    """Inverse of ``to_tensor``."""
-    return list((batch * 255).round().byte().permute(0, 2, 3, 1).numpy())
