@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,20 @@ def test_a_run_on_an_object_store_answers_the_same(curated_run: Path) -> None:
     sql = "SELECT status, gate, count(*) AS n, avg(severity) AS severity FROM samples GROUP BY ALL ORDER BY ALL"
     with query.answered(rundir.read("memory://queried"), sql) as answer:
         assert answer.rows.read_all().to_pylist() == ask(curated_run, sql)
+
+
+def test_reads_are_never_mixed_up(curated_run: Path) -> None:
+    """Python's threads take turns here a thousand times as often as they would: a seek and its read stay together."""
+    sql = "SELECT status, gate, count(*) AS n, avg(severity) AS severity FROM samples GROUP BY ALL ORDER BY ALL"
+    expected = ask(curated_run, sql)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            with query.answered(rundir.read(str(curated_run)), sql) as answer:
+                assert answer.rows.read_all().to_pylist() == expected
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_the_schema_documents_every_column(curated_run: Path) -> None:
