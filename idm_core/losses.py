@@ -84,7 +84,7 @@ class Perceptual(nn.Module):
         features = []
         for i, conv in enumerate(self.convs):
             x = F.relu(conv(x))
-            features.append(x.float())
+            features.append(x if x.dtype == torch.float64 else x.float())
             if i < 2:
                 x = F.max_pool2d(x, 3, stride=2)
         return features

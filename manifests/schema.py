@@ -68,14 +68,54 @@ MEASUREMENTS = [
     _field("saturation", pa.float32(), "mean HSV saturation, 0-1"),
 ]
 
+#: How far a candidate is from its source. ``pipelines/changes.py`` says what each is for; null where an instrument is
+#: missing (``run.json`` says which were there) or the image is too small for it.
+CHANGES = [
+    _field("psnr_source", pa.float32(), "PSNR between candidate and source, dB; not finite if they are equal"),
+    _field("ssim_source", pa.float32(), "SSIM of their luma, Gaussian window of sigma 1.5 px; 1: equal"),
+    _field("lpips_source", pa.float32(), "LPIPS v0.1 (AlexNet), at no more than 256 px a side; 0: equal"),
+    _field("consistency", pa.float32(), "PSNR between averages over 8x8 pixels of candidate and source, dB"),
+    _field(
+        "redegradation",
+        pa.float32(),
+        "PSNR to the source of the candidate degraded as the source may have been, in the worst place, dB",
+    ),
+    _field("colour_drift", pa.float32(), "mean change of a*b* (CIELAB) over cells of 8x8 pixels; 0: none"),
+]
+
+#: The largest face of the source, and what became of it in the candidate; null without a face model.
+FACES = [
+    _field("face_model", pa.string(), "which model looked: facexlib | mobilefacenet | dlib; null: none did"),
+    _field("faces", pa.int32(), "number of faces found in the source"),
+    _field("faces_after", pa.int32(), "number of faces found in the candidate"),
+    _field("face_box", pa.list_(pa.float32(), 4), "left, top, right, bottom of the source's largest face, pixels"),
+    _field(
+        "face_landmarks",
+        pa.list_(pa.float32(), 10),
+        "x and y of its left eye, right eye, nose, left and right corner of the mouth as the viewer sees them, pixels",
+    ),
+    _field("face_yaw", pa.float32(), "degrees, coarse: above 0, it is turned to the image's right"),
+    _field("face_pitch", pa.float32(), "degrees, coarse: above 0, it looks up"),
+    _field("face_roll", pa.float32(), "degrees: above 0, it is turned clockwise"),
+    _field("identity_cosine", pa.float32(), "cosine of the face's embeddings in source and candidate; 1: the same"),
+    _field(
+        "same_person", pa.float32(), "cosine above which that model's embeddings are of one person, likelier than not"
+    ),
+    _field(
+        "landmark_error",
+        pa.float32(),
+        "mean distance of the five landmarks found in the candidate from the source's, in units of eye distance",
+    ),
+]
+
 RESTORATION = [
     _field("severity", pa.float32(), "damage as the restorer reads it: 0 clean, 1 worst"),
     _field("severity_after", pa.float32(), "the same, read again on the candidate"),
     _field("passes", pa.int32(), "passes of the intrinsic iteration that were used; 0 when only looked at"),
     _field("evaluations", pa.int32(), "network evaluations spent on each pixel of this sample"),
     _field("stop", pa.string(), "why it ended: clean | settled | passes | severity_rose | inconsistent | identity"),
-    _field("consistency", pa.float32(), "PSNR between averages over 8x8 pixels of candidate and source, dB"),
-    _field("psnr_source", pa.float32(), "PSNR between candidate and source, dB: how far it was changed"),
+    *CHANGES,
+    *FACES,
     _field("truth_psnr_before", pa.float32(), "PSNR of the source to the known truth, dB; infinite if equal"),
     _field("truth_psnr_after", pa.float32(), "PSNR of the candidate to the known truth, dB"),
     *[_field(f"after_{f.name}", f.type, f"{f.name} of the candidate") for f in MEASUREMENTS],

@@ -118,7 +118,7 @@ def _work(config: Config, root: str | None, stages: tuple[str, ...], dry_run: bo
     from pipelines import run as runs
 
     root = root or f"runs/{config.dataset.name}"
-    config = runs.resolve(config, stages)
+    config = runs.resolve(config, stages, root)
     if dry_run:
         click.echo(runs.plan(root, config, stages))
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from manifests.errors import ConfigError
 
@@ -45,9 +45,20 @@ class IngestConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class FacesConfig(BaseModel, frozen=True, extra="forbid"):
-    """Which face model looks; ``auto`` becomes a name, or off, when a run is made that needs one."""
+    """Which face model looks; ``auto`` becomes a name, or off, when a run is made."""
 
     model: Literal["auto", "facexlib", "mobilefacenet", "dlib", "off"] = "auto"
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _off(cls, model: object) -> object:
+        return "off" if model is False else model  # YAML reads a bare off as false
+
+
+class EvidenceConfig(BaseModel, frozen=True, extra="forbid"):
+    """Which further instruments measure a candidate; ``auto`` becomes true or false when a run is made."""
+
+    lpips: bool | Literal["auto"] = Field(default="auto", description="LPIPS, if its file is in the weights folder")
 
 
 class RestoreConfig(BaseModel, frozen=True, extra="forbid"):
@@ -76,6 +87,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     dataset: DatasetConfig = DatasetConfig()
     ingest: IngestConfig = IngestConfig()
     faces: FacesConfig = FacesConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
     restore: RestoreConfig = RestoreConfig()
     policy: str = "default"
     validation: float | None = Field(default=None, ge=0, lt=1, description="share held out; none: as the policy says")

@@ -19,13 +19,15 @@ from manifests.rundir import Run
 
 Numbers = npt.NDArray[np.float64]
 
+_PLACES = {"face_box", "face_landmarks"}
 _FROM_SOURCE = ["key", "shard", "status", "reason", "source_bytes", *schema.names(schema.MEASUREMENTS)]
-_FROM_RESTORED = ["status", "reason", *schema.names(schema.RESTORATION)]
+# Where a face lies is fourteen numbers a row that no figure needs.
+_FROM_RESTORED = ["status", "reason", *(n for n in schema.names(schema.RESTORATION) if n not in _PLACES)]
 _FROM_VIEW = ["status", "reason", *schema.names(schema.DUPLICATES), *schema.names(schema.DECISION)]
 #: The columns of the table, in order; names and units are the manifests'.
 COLUMNS = list(dict.fromkeys([*_FROM_SOURCE, *_FROM_RESTORED, *_FROM_VIEW]))
 # Few distinct values over a million rows: kept as dictionaries, which costs 4 bytes a row.
-_REPEATED = {"shard", "status", "duplicate_kind", "gate", "origin"}
+_REPEATED = {"shard", "status", "face_model", "duplicate_kind", "gate", "origin"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ def write_report(run_dir: Path | str, *, view: str | None = None, max_bytes: int
         sort_values=_sort_values(figures["gallery"]["samples"]),
         statuses=schema.STATUSES,
         measures=schema.names(schema.MEASUREMENTS),
+        changes=schema.names(schema.CHANGES),
     )
     text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     storage.write_bytes(text.encode(), run.url("report.json"))

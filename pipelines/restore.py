@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +14,45 @@ import numpy as np
 from manifests import listing, rundir, schema, shards
 from manifests.errors import SampleError, ShardError, SourceError
 from manifests.rundir import Run
-from pipelines import datasets, images, progress
-from pipelines.config import FEW, RestoreConfig
+from pipelines import changes, datasets, faces, images, progress
+from pipelines.changes import psnr
+from pipelines.config import FEW, EvidenceConfig, FacesConfig, RestoreConfig
+from pipelines.faces import FaceModel
+from pipelines.measure import measure
+from pipelines.weights import weights_folder
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # HxWx3
 
 if TYPE_CHECKING:
     from idm_core import Restoration, Restorer
+    from idm_core.losses import Perceptual
 
 ROUND = 1
 # What is handed to the restorer at once: enough to fill its batches, little enough to hold in memory.
 BATCH_PIXELS = 4_000_000
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Instruments:
+    """What looks at a candidate beside the measurements that need no weights."""
+
+    perceptual: Perceptual | None = None
+    faces: FaceModel | None = None
+
+
+def open_instruments(run: Run) -> Instruments:
+    """Those that ``run.json`` names, on the CPU.
+
+    Raises:
+        ConfigError: a file or a package that they need is not on this machine; the message says what goes where.
+    """
+    evidence = EvidenceConfig.model_validate(run.config["evidence"])
+    model = FacesConfig.model_validate(run.config["faces"]).model
+    return Instruments(changes.open_perceptual() if evidence.lpips else None, faces.open_faces(model, weights_folder()))
+
+
 def open_restore(run: Run, device: str) -> Callable[[str], dict[str, Any]]:
-    """The stage's work: the restorer, loaded once, over the samples of a shard."""
+    """The stage's work: the restorer and the instruments, loaded once, over the samples of a shard."""
     from idm_core import load_restorer
 
     config = RestoreConfig.model_validate(run.config["restore"])
@@ -39,16 +63,23 @@ def open_restore(run: Run, device: str) -> Callable[[str], dict[str, Any]]:
             f"{config.sha256}; install the same checkpoint on every node"
         )
     fingerprint = run.stage_fingerprint(rundir.restored(ROUND))
+    instruments = open_instruments(run)
 
     def work(shard: str) -> dict[str, Any]:
         with run.scratch() as scratch:
-            return restore_shard(run, shard, restorer, config, fingerprint, scratch)
+            return restore_shard(run, shard, restorer, instruments, config, fingerprint, scratch)
 
     return work
 
 
 def restore_shard(
-    run: Run, shard: str, restorer: Restorer, config: RestoreConfig, fingerprint: str, scratch: Path
+    run: Run,
+    shard: str,
+    restorer: Restorer,
+    instruments: Instruments,
+    config: RestoreConfig,
+    fingerprint: str,
+    scratch: Path,
 ) -> dict[str, Any]:
     """Write one shard of candidates and a measured row for every sample; returns its marker.
 
@@ -63,7 +94,7 @@ def restore_shard(
     with shards.StagedTar(scratch / f"{shard}.tar") as tar:
         for batch, pixels in _batches(run.url(rundir.SOURCE, f"{shard}.tar"), good):
             for row, source, outcome in zip(batch, pixels, _restore(restorer, config, batch, pixels), strict=True):
-                rows.append(_take_in(row, source, outcome, next(truths), tar))
+                rows.append(_take_in(row, source, outcome, next(truths), instruments, tar))
         shards.locate(rows, tar.close())
     broken = sum(str(r["reason"]).startswith("restorer_error") for r in rows)
     if len(rows) >= FEW and broken > config.max_failed * len(rows):
@@ -83,6 +114,7 @@ def _take_in(
     source: Pixels,
     outcome: Restoration | RuntimeError,
     truth: Pixels | None,
+    instruments: Instruments,
     tar: shards.StagedTar,
 ) -> dict[str, Any]:
     """The row of one sample after the restorer saw it; a candidate goes into the tar."""
@@ -90,12 +122,15 @@ def _take_in(
     row = row | {"offset": None, "nbytes": None}
     if isinstance(outcome, RuntimeError):
         return row | {"status": "failed", "reason": f"restorer_error: {outcome}"}
+    if outcome.image.shape != source.shape:
+        found = f"{outcome.image.shape} for a source of {source.shape}"
+        return row | {"status": "failed", "reason": f"restorer_error: a candidate of {found}"}
     row |= {"severity": outcome.severity, "passes": outcome.passes, "evaluations": outcome.evaluations}
     row |= {"stop": outcome.stop}
     if truth is not None:
         row["truth_psnr_before"] = psnr(source, truth)
     if np.array_equal(outcome.image, source):
-        return row | {"status": "kept_original", "reason": outcome.stop}
+        return row | {"status": "kept_original", "reason": outcome.stop, **faces.compare(instruments.faces, source)}
     candidate = images.encode_png(outcome.image)
     tar.add(row["key"], {"png": candidate})
     if truth is not None:
@@ -104,12 +139,11 @@ def _take_in(
         "status": "restored",
         "reason": None,
         "severity_after": outcome.severity_after,
-        "consistency": outcome.consistency,
         "ext": "png",
         "width": outcome.image.shape[1],
         "height": outcome.image.shape[0],
         "output_sha256": hashlib.sha256(candidate).hexdigest(),
-        **measure_candidate(outcome.image, source),
+        **measure_candidate(outcome.image, source, instruments),
     }
 
 
@@ -172,20 +206,11 @@ def _restore(
         return outcomes
 
 
-def measure_candidate(candidate: Pixels, source: Pixels) -> dict[str, Any]:
-    """The evidence columns of one candidate: its measurements, and how far it was changed."""
-    from pipelines.measure import measure
-
+def measure_candidate(candidate: Pixels, source: Pixels, instruments: Instruments) -> dict[str, Any]:
+    """The evidence columns of one candidate: its measurements, how far it was changed, and what became of a face."""
     after = {f"after_{name}": value for name, value in measure(candidate).items()}
-    return {**after, "psnr_source": psnr(candidate, source)}
-
-
-def psnr(a: Pixels, b: Pixels) -> float | None:
-    """Peak signal-to-noise ratio of two uint8 images, dB, infinite if they are equal; None where the sizes differ."""
-    if a.shape != b.shape:
-        return None
-    error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2, dtype=np.float64))
-    return 10 * math.log10(255**2 / error) if error else math.inf
+    changed = changes.compare(candidate, source, perceptual=instruments.perceptual)
+    return {**after, **changed, **faces.compare(instruments.faces, source, candidate)}
 
 
 def _first_failure(rows: Sequence[dict[str, Any]]) -> str:

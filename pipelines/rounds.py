@@ -196,7 +196,7 @@ def clean(source: str, root: Path, checkpoint: Path, rounds: Rounds, resources: 
         "policy": rounds.policy,
         **{f"resources.{name}": value for name, value in resources.items()},
     }
-    settings = resolve(configuration.load(None, (), options), STAGES)
+    settings = resolve(configuration.load(None, (), options), STAGES, str(root))
     with opened(str(root), "rounds", settings) as run:
         outcome = execute(run, settings, STAGES)
     if outcome.failures:

@@ -13,7 +13,7 @@ from manifests import attempts, rundir, shards, status, storage
 from manifests.errors import ConfigError, CurateError
 from manifests.rundir import Run
 from pipelines import datasets, ingest, pack, progress, restore, select, workers
-from pipelines.config import Config, FacesConfig, Resources
+from pipelines.config import Config, EvidenceConfig, FacesConfig, Resources
 from pipelines.datasets import sample
 from pipelines.stages import STAGES
 
@@ -46,12 +46,16 @@ def checkpoint_of(restorer: str) -> Path:
     return path
 
 
-def resolve(config: Config, stages: Sequence[str]) -> Config:
+def resolve(config: Config, stages: Sequence[str], root: str) -> Config:
     """Fill in what the user left open and check what can be checked before anything is written.
 
+    What a run that is there already has settled stays: ``auto`` means what it meant when the run was made.
+
     Raises:
-        ConfigError: the restorer or the policy does not exist, or another checkpoint was announced.
+        ConfigError: the restorer or the policy does not exist, another checkpoint was announced, or a face model or
+            weights that were asked for by name are missing.
     """
+    settled = _settled(root)
     digest = config.restore.sha256
     if digest is None or "restore" in stages:  # deciding and packing go on when the checkpoint is long gone
         with checkpoint_of(config.restore.restorer).open("rb") as f:
@@ -59,33 +63,60 @@ def resolve(config: Config, stages: Sequence[str]) -> Config:
         if config.restore.sha256 not in (None, digest):
             raise ConfigError(f"restore.sha256={config.restore.sha256}: the checkpoint's SHA-256 is {digest}")
     select.load_policy(config.policy)
-    faces = config.faces
-    if config.ingest.align and "ingest" in stages:
-        faces = _resolve_faces(config)
     paths = {"source": _absolute(config.dataset.source), "truth": _absolute(config.dataset.truth)}
     return config.model_copy(
         update={
             "restore": config.restore.model_copy(update={"sha256": digest}),
             "dataset": config.dataset.model_copy(update=paths),
-            "faces": faces,
+            "faces": _resolve_faces(config, stages, settled),
+            "evidence": _resolve_evidence(config, stages, settled),
         }
     )
 
 
-def _resolve_faces(config: Config) -> FacesConfig:
+def _settled(root: str) -> Config | None:
+    """The configuration of the run at ``root``; None if there is none yet."""
+    if not storage.exists(storage.join(root, "run.json")):
+        return None
+    return Config.model_validate(rundir.read(root).config)
+
+
+def _resolve_faces(config: Config, stages: Sequence[str], settled: Config | None) -> FacesConfig:
     """The face model by its name: what ``auto`` means may be another on the next machine."""
     from pipelines.faces import resolve_faces
     from pipelines.weights import weights_folder
 
-    if config.dataset.truth is not None:
+    aligns = config.ingest.align is not None and "ingest" in stages
+    if aligns and config.dataset.truth is not None:
         raise ConfigError("--align cuts new images out of the source: there is no --truth of those; give either")
-    name = resolve_faces(config.faces.model, weights_folder())
-    if name is None:
+    name: str = config.faces.model
+    if name == "auto" and settled is not None:
+        name = settled.faces.model
+    if name == "auto" or aligns or "restore" in stages:  # deciding and packing go on when the weights are long gone
+        name = resolve_faces(name, weights_folder()) or "off"
+    if aligns and name == "off":
         raise ConfigError(
             f"--align {config.ingest.align} needs a face model: pip install 'idm-curate[faces]', or put weights into "
             f"{weights_folder()} (`idm-curate doctor` says which), and do not say --faces off"
         )
     return config.faces.model_copy(update={"model": name})
+
+
+def _resolve_evidence(config: Config, stages: Sequence[str], settled: Config | None) -> EvidenceConfig:
+    """Whether LPIPS speaks."""
+    from pipelines import weights
+
+    lpips = config.evidence.lpips
+    if lpips == "auto" and settled is not None:
+        lpips = settled.evidence.lpips
+    if lpips == "auto":
+        folder = weights.weights_folder()
+        lpips = (found := weights.state(weights.LPIPS_TRUNK, folder)) == "present"
+        if found == "wrong":
+            log.warning("LPIPS is left out: %s", weights.line(weights.LPIPS_TRUNK, folder))
+    elif lpips and "restore" in stages:
+        weights.required(weights.LPIPS_TRUNK)
+    return config.evidence.model_copy(update={"lpips": lpips})
 
 
 def _absolute(source: str | None) -> str | None:

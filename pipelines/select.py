@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -24,6 +25,15 @@ Split = Callable[[str, str | None], str | None]  # key, the dataset's own split 
 
 #: What a gate can ask of a candidate, from the columns of its row: name -> (columns, formula). Units are the columns'.
 QUANTITIES: dict[str, tuple[tuple[str, ...], Callable[..., Column]]] = {
+    # 1 the very same face, 0 as alike as the face model asks of one person, below 0 another: for every model alike.
+    "identity_margin": (("identity_cosine", "same_person"), lambda cosine, least: (cosine - least) / (1 - least)),
+    "landmark_error": (("landmark_error",), lambda error: error),
+    "faces_lost": (("faces", "faces_after"), lambda before, after: before - after),
+    "redegradation": (("redegradation",), lambda psnr: psnr),
+    "consistency": (("consistency",), lambda psnr: psnr),
+    "colour_drift": (("colour_drift",), lambda drift: drift),
+    "lpips_source": (("lpips_source",), lambda distance: distance),
+    "ssim_source": (("ssim_source",), lambda similarity: similarity),
     "severity_drop": (("severity", "severity_after"), lambda before, after: before - after),
     "severity_after": (("severity_after",), lambda after: after),
     "psnr_source": (("psnr_source",), lambda psnr: psnr),
@@ -113,6 +123,7 @@ def select(run: Run, policy: Policy) -> dict[str, Any]:
     samples = (r for s in run.shards() for r in shards.read_rows(run.url(rundir.SOURCE), s, columns).to_pylist())
     split = splitter(samples, duplicates, policy.validation)
     counts: Counter[str] = Counter()
+    unasked: Counter[str] = Counter({gate.quantity: 0 for gate in policy.gates})
     splits: Counter[str] = Counter()
     with run.scratch() as scratch:
         staged = scratch / "view.parquet"
@@ -123,6 +134,7 @@ def select(run: Run, policy: Policy) -> dict[str, Any]:
                 table = decide(source, restored, duplicates, policy, best, split)
                 writer.write_table(table)
                 counts.update(table["status"].to_pylist())
+                unasked.update(could_not_ask(source, restored, policy))
                 splits.update(r["split"] for r in table.select(["split", "origin"]).to_pylist() if r["origin"])
         with staged.open("rb") as f:
             nbytes, digest = shards.sha256_of(f)
@@ -132,6 +144,7 @@ def select(run: Run, policy: Policy) -> dict[str, Any]:
         "policy": dumped,
         "rows": counts.total(),
         "counts": dict(sorted(counts.items())),
+        "unasked": dict(unasked),  # candidates that a gate let pass because its quantity could not be measured
         "files": {"parquet": {"name": f"{policy.name}.parquet", "bytes": nbytes, "sha256": digest}},
     }
     if policy.validation:  # of the training set alone
@@ -271,20 +284,9 @@ def decide(
 def judge(source: pa.Table, restored: pa.Table, policy: Policy) -> list[tuple[str | None, float | None]]:
     """For every row the first gate that its candidate fails and by how much; (None, its smallest margin) if it passes
     all of them; (None, None) where there is no candidate."""
-
-    def column(name: str) -> Column:
-        table = restored if name in restored.column_names else source
-        values: Column = table[name].to_numpy(zero_copy_only=False).astype(np.float64)  # null => nan
-        return values
-
-    severity = column("severity")
-    has_candidate = np.array([s == "restored" for s in restored["status"].to_pylist()], dtype=bool)
-    verdicts: list[tuple[str | None, float | None]] = [(None, None)] * len(has_candidate)
-    margins = []
-    for gate in policy.gates:
-        names, formula = QUANTITIES[gate.quantity]
-        margins.append(gate.margin(formula(*(column(n) for n in names))))
-    for i in np.flatnonzero(has_candidate):
+    severity, *margins = _columns(source, restored, policy)
+    verdicts: list[tuple[str | None, float | None]] = [(None, None)] * len(severity)
+    for i in _candidates(restored):
         if severity[i] < policy.min_severity:
             verdicts[i] = ("min_severity", float(severity[i] - policy.min_severity))
             continue
@@ -292,6 +294,31 @@ def judge(source: pa.Table, restored: pa.Table, policy: Policy) -> list[tuple[st
         failed = next(((name, margin) for name, margin in known if margin < 0), None)
         verdicts[i] = failed or (None, min((m for _, m in known), default=None))
     return verdicts
+
+
+def could_not_ask(source: pa.Table, restored: pa.Table, policy: Policy) -> dict[str, int]:
+    """For every gate, how many candidates have no value of its quantity: they passed it unasked."""
+    _, *margins = _columns(source, restored, policy)
+    there = _candidates(restored)
+    return {g.quantity: int(np.isnan(m[there]).sum()) for g, m in zip(policy.gates, margins, strict=True)}
+
+
+def _candidates(restored: pa.Table) -> npt.NDArray[np.intp]:
+    """Numbers of the rows that have a candidate."""
+    return np.flatnonzero([status == "restored" for status in restored["status"].to_pylist()])
+
+
+def _columns(source: pa.Table, restored: pa.Table, policy: Policy) -> list[Column]:
+    """The severity of every row, and its margin at every gate; NaN where that could not be measured."""
+
+    def column(name: str) -> Column:
+        table = restored if name in restored.column_names else source
+        values: Column = table[name].to_numpy(zero_copy_only=False).astype(np.float64)  # null => nan
+        return values
+
+    asked = [(gate, *QUANTITIES[gate.quantity]) for gate in policy.gates]
+    margins = [gate.margin(formula(*(column(n) for n in names))) for gate, names, formula in asked]
+    return [column("severity"), *margins]
 
 
 def _dropped(row: Row, policy: Policy, best: Mapping[str, str]) -> str | None:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 import webdataset as wds
 from click.testing import CliRunner
+from PIL import Image, ImageFilter
 
+from idm_core.restorer import Restoration, Restorer
 from manifests import rundir, shards
 from manifests.verify import problems
 from pipelines.cli import cli
+from pipelines.select import QUANTITIES
 from tests.bad_files import write_bad_files
-from tests.photographs import write_folder
+from tests.photographs import png, write_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -151,6 +157,77 @@ def test_another_policy_restores_nothing_again(source: Path, tmp_path: Path) -> 
     assert list(problems(rundir.read(str(root)), hashes=True)) == []
     run_folder(source, root)
     assert hashes(root) == second | first
+
+
+def blurred_then_sharpened(images: Sequence[np.ndarray], *_: object, **__: object) -> list[Restoration]:
+    """A bad restorer: it changes everything, and says that it went well."""
+    found = []
+    for image in images:
+        soft = Image.fromarray(image).filter(ImageFilter.GaussianBlur(2))
+        crisp = np.asarray(soft.filter(ImageFilter.UnsharpMask(2, 200, 0)))
+        found.append(Restoration(crisp, 0.6, 0.1, 1, 1, "clean", 40.0))
+    return found
+
+
+def test_a_bad_restorers_candidates_are_refused_each_by_a_gate(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Restorer, "restore", lambda self, *args, **options: blurred_then_sharpened(*args, **options))
+    run_folder(source, tmp_path / "run")
+    rows = cleaned(tmp_path / "run").to_pylist()
+    refused = [r for r in rows if r["status"] == "rejected"]
+    assert len(rows) == 36 and len(refused) >= 0.95 * len(rows)
+    assert {r["gate"] for r in refused} <= set(QUANTITIES) and all(r["margin"] < 0 for r in refused)
+    assert all(r["reason"] == f"gate_{r['gate']}" and r["origin"] == "source" for r in refused)
+    run = rundir.read(str(tmp_path / "run"))
+    kept = [r for s in run.shards() for r in shards.read_rows(run.url("restored/round1"), s).to_pylist()]
+    assert all(r["nbytes"] for r in kept), "rejected candidates are kept for audit"
+
+
+def test_another_persons_face_is_refused_by_name_of_the_gate(
+    tmp_path: Path, weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A candidate as sharp as could be, and somebody else."""
+    with zipfile.ZipFile(data / "lfw-pairs.zip") as archive:
+        names = sorted(n for n in archive.namelist() if n.endswith(".jpg"))[::10][:4]
+        people = [np.asarray(Image.open(io.BytesIO(archive.read(n))).convert("RGB")) for n in names]
+    (tmp_path / "in").mkdir()
+    for i, person in enumerate(people):
+        (tmp_path / "in" / f"{i}.png").write_bytes(png(person))
+
+    def replaced(self: object, images: Sequence[np.ndarray], *_: object, **__: object) -> list[Restoration]:
+        others = {people[i].tobytes(): people[i - 1] for i in range(len(people))}
+        return [Restoration(others[image.tobytes()], 0.6, 0.1, 1, 1, "clean", 40.0) for image in images]
+
+    monkeypatch.setattr(Restorer, "restore", replaced)
+    run_folder(tmp_path / "in", tmp_path / "run", "--faces", "mobilefacenet")
+    rows = cleaned(tmp_path / "run").to_pylist()
+    assert [(r["status"], r["gate"]) for r in rows] == [("rejected", "identity_margin")] * 4
+    assert all(r["face_model"] == "mobilefacenet" and r["faces"] >= 1 and r["identity_cosine"] < 0.4 for r in rows)
+    assert all(r["lpips_source"] > 0.2 for r in rows)
+
+
+def test_the_run_says_which_instruments_speak_and_stays_with_them(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that come later change nothing in a run that began without them."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    monkeypatch.setenv("IDM_WEIGHTS", str(folder))
+    monkeypatch.setattr("pipelines.faces._lacking", lambda name, folder: [f"{name} is not here"])
+    root = tmp_path / "run"
+    run_folder(source, root, "--limit", 8, "--until", "ingest")
+    config = rundir.read(str(root)).config
+    assert (config["faces"]["model"], config["evidence"]["lpips"]) == ("off", False)
+    monkeypatch.setattr("pipelines.faces._lacking", lambda name, folder: [])  # every model is there now
+    monkeypatch.setattr("pipelines.weights.state", lambda weights, folder: "present")
+    run_folder(source, root, "--limit", 8)
+    rows = cleaned(root).to_pylist()
+    assert {r["lpips_source"] for r in rows} == {r["face_model"] for r in rows} == {None}
+    assert any(r["ssim_source"] is not None for r in rows)
+    output = curate("run", "--dataset", "folder", "--source", source, "--run", tmp_path / "other", "--workers", 0,
+                    "--set", "evidence.lpips=true", code=2)  # fmt: skip
+    assert "alexnet_features.safetensors is missing" in output and not (tmp_path / "other").exists()
 
 
 def test_another_configuration_in_the_same_directory_is_refused(finished: Path, source: Path) -> None:

@@ -34,7 +34,7 @@ def decided(policy: Policy, duplicate: dict[str, Any] | None = None, **evidence:
     place = {"ext": "jpg", "width": 64, "height": 48, "offset": 512, "nbytes": 10, "output_sha256": "source"}
     status, best = evidence.pop("status", "restored"), evidence.pop("best", None)
     source = row | place | {"status": "failed" if status == "failed" else "kept_original"}
-    source |= {"label": 1, "noise_sigma": 2.0}
+    source |= {"label": 1, "noise_sigma": 2.0, "sharpness": 0.5, "exposure": 0.5}
     candidate = row | place | {"ext": "png", "offset": 1024, "nbytes": 20, "output_sha256": "candidate"}
     restored = candidate | {"status": status, "severity": 0.5, "severity_after": 0.2, "after_noise_sigma": 1.0}
     view = decide(
@@ -78,6 +78,61 @@ def test_a_rejected_sample_leaves_if_the_policy_says_so() -> None:
 def test_what_could_not_be_measured_is_not_condemned() -> None:
     row = decided(Policy(name="p", gates=GATES), after_noise_sigma=None)
     assert row["status"] == "restored"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "gate"),
+    [
+        ({"identity_cosine": 0.3, "same_person": 0.4}, "identity_margin"),
+        ({"landmark_error": 0.4}, "landmark_error"),
+        ({"redegradation": 18.0}, "redegradation"),
+        ({"psnr_source": 12.0}, "psnr_source"),
+        ({"colour_drift": 5.0}, "colour_drift"),
+        ({"severity_after": 0.6}, "severity_drop"),
+        ({"after_sharpness": 0.1}, "sharpness_gain"),
+        ({"after_noise_sigma": 9.0}, "noise_rise"),
+        ({"identity_cosine": 0.3, "same_person": 0.4, "redegradation": 18.0, "severity_after": 0.6}, "identity_margin"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["default", "strict"])
+def test_the_shipped_policies_ask_for_identity_first_and_then_the_rest(
+    evidence: dict[str, float], gate: str, policy: str
+) -> None:
+    good = {
+        "identity_cosine": 0.9, "same_person": 0.4, "faces": 1, "faces_after": 1, "landmark_error": 0.02,
+        "redegradation": 40.0, "psnr_source": 28.0, "colour_drift": 0.3, "after_sharpness": 1.0,
+        "after_exposure": 0.5,
+    }  # fmt: skip
+    assert decided(load_policy(policy), **good)["status"] == "restored"
+    row = decided(load_policy(policy), **good | evidence)
+    assert (row["status"], row["gate"]) == ("rejected", gate) and row["margin"] < 0
+
+
+def test_one_identity_gate_serves_models_with_other_scales() -> None:
+    """dlib calls two faces one person from a cosine of 0.9 on, MobileFaceNet from 0.4 on."""
+    policy = Policy(name="p", gates=(Gate(quantity="identity_margin", min=0.5),))
+    for same_person in (0.4, 0.9):
+        halfway = (1 + same_person) / 2
+        passes = decided(policy, identity_cosine=halfway + 0.01, same_person=same_person)
+        fails = decided(policy, identity_cosine=halfway - 0.01, same_person=same_person)
+        assert (passes["status"], fails["status"]) == ("restored", "rejected")
+        assert fails["margin"] == pytest.approx(-0.01 / (1 - same_person), abs=1e-4)
+
+
+def test_a_candidate_that_equals_its_source_by_a_measure_has_not_escaped_its_gate() -> None:
+    """An infinite PSNR was measured: it passes, and it is not the smallest margin."""
+    policy = Policy(name="p", gates=(Gate(quantity="consistency", min=30), Gate(quantity="severity_drop", min=0.1)))
+    row = decided(policy, consistency=float("inf"))
+    assert row["status"] == "restored" and row["margin"] == pytest.approx(0.2)
+
+
+def test_the_view_says_how_many_candidates_a_gate_could_not_be_asked_of(run: rundir.Run) -> None:
+    gates = (Gate(quantity="severity_drop", min=0), Gate(quantity="landmark_error", max=1))
+    marker = select(run, Policy(name="asked", gates=gates))
+    rows = [r for s in run.shards() for r in shards.read_rows(run.url(rundir.restored(1)), s).to_pylist()]
+    candidates = [r for r in rows if r["status"] == "restored"]
+    unknown = sum(r["landmark_error"] is None for r in candidates)
+    assert candidates and marker["unasked"] == {"severity_drop": 0, "landmark_error": unknown}
 
 
 def test_a_slight_damage_is_left_alone_by_choice() -> None:

@@ -5,37 +5,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 
+from manifests import schema
 from pipelines.faces.face import Bytes3, Face, FaceModel
 from pipelines.faces.landmarks import identity_cosine, landmark_error, pose
 
-
-def _field(name: str, kind: pa.DataType, doc: str) -> pa.Field:
-    return pa.field(name, kind, metadata={"doc": doc})
-
-
 #: The columns that ``compare`` fills.
-COLUMNS: Final = [
-    _field("face_model", pa.string(), "which model looked: facexlib | mobilefacenet | dlib; null: none did"),
-    _field("faces", pa.int32(), "number of faces found in the source"),
-    _field("faces_after", pa.int32(), "number of faces found in the candidate"),
-    _field("face_box", pa.list_(pa.float32(), 4), "left, top, right, bottom of the source's largest face, pixels"),
-    _field(
-        "face_landmarks",
-        pa.list_(pa.float32(), 10),
-        "x and y of its left eye, right eye, nose, left and right corner of the mouth as the viewer sees them, pixels",
-    ),
-    _field("face_yaw", pa.float32(), "degrees, coarse: above 0, it is turned to the image's right"),
-    _field("face_pitch", pa.float32(), "degrees, coarse: above 0, it looks up"),
-    _field("face_roll", pa.float32(), "degrees: above 0, it is turned clockwise"),
-    _field("identity_cosine", pa.float32(), "cosine of the face's embeddings in source and candidate; 1: the same"),
-    _field(
-        "landmark_error",
-        pa.float32(),
-        "mean distance of the five landmarks found in the candidate from the source's, in units of eye distance",
-    ),
-]
+COLUMNS: Final = schema.FACES
 
 
 def compare(model: FaceModel | None, source: Bytes3, candidate: Bytes3 | None = None) -> dict[str, Any]:
@@ -69,7 +45,7 @@ def compare(model: FaceModel | None, source: Bytes3, candidate: Bytes3 | None = 
     row |= _where(face)
     if candidate is not None:
         cosine = identity_cosine(model.embed(source, face.landmarks), model.embed(candidate, face.landmarks))
-        row["identity_cosine"] = round(cosine, 6)
+        row |= {"identity_cosine": round(cosine, 6), "same_person": model.same_person}
     if before and after:
         row["landmark_error"] = round(min(landmark_error(f.landmarks, face.landmarks) for f in after), 6)
     return row

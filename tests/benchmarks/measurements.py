@@ -31,10 +31,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from scipy import stats
 
-from pipelines import measure
+from pipelines import changes, faces, measure, weights
 from pipelines.measure import Bytes3
 
 Damaged = tuple[Bytes3, bytes | None]  # pixels, and the file's bytes where the measurement reads them
@@ -241,8 +242,25 @@ def _medians(values: npt.NDArray[np.float64]) -> str:
     return " ".join(f"{v:.2g}" for v in np.nanmedian(values, axis=0))
 
 
+def _of_candidates(sources: Sequence[Bytes3]) -> Iterator[tuple[str, Callable[[int], object]]]:
+    """What looks at a candidate beside its source; LPIPS and faces where this machine has them."""
+    candidates = [blur(rgb, 1) for rgb in sources]
+    small = [(changes.reduced(a), changes.reduced(b)) for a, b in zip(candidates, sources, strict=True)]
+    yield "candidate: ssim_source", lambda i: changes.ssim(candidates[i], sources[i])
+    yield "candidate: redegradation", lambda i: changes.redegradation(*small[i])
+    yield "candidate: colour_drift", lambda i: changes.colour_drift(*small[i])
+    yield "candidate: all of `changes.compare` but LPIPS", lambda i: changes.compare(candidates[i], sources[i])
+    if weights.state(weights.LPIPS_TRUNK, weights.weights_folder()) == "present":
+        perceptual = changes.open_perceptual()
+        yield "candidate: lpips_source", lambda i: changes.lpips(*small[i], perceptual)
+    if (model := faces.open_faces("auto", weights.weights_folder())) is not None:
+        yield f"source: faces by {model.name}", lambda i: faces.compare(model, sources[i])
+        yield f"candidate: faces by {model.name}", lambda i: faces.compare(model, sources[i], candidates[i])
+
+
 def main() -> None:
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     photographs = list(shipped_photographs())
     if os.environ.get("IDM_DATA"):
         photographs = [p for p in photographs if held_out(p[0])]
@@ -274,6 +292,7 @@ def main() -> None:
         ("effective_resolution", lambda i: measure.effective_resolution(lumas[i])),
         ("all of `measure`", lambda i: measure.measure(sizes[i], data[i])),
         ("`perceptual_hash`", lambda i: measure.perceptual_hash(sizes[i])),
+        *_of_candidates(sizes),
         ("for scale: decoding the JPEG", lambda i: Image.open(io.BytesIO(data[i])).load()),
     ]
     for name, function in rows:
