@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,19 +19,14 @@ from idm_core.checkpoint import (
     Config,
     Networks,
     load_checkpoint,
-    load_tensors,
     save_checkpoint,
-    save_tensors,
 )
 from idm_core.degradations import RECIPES, degrade, mixture, quantise
 from idm_core.losses import Perceptual, pointwise_loss
 from idm_core.presets import Preset
 from idm_core.severity import map_to_severity, severity_loss, severity_to_rmse, true_severity
 from idm_core.training_data import Batches, Pristine, loader
-
-STATE: Final = "training-state.safetensors"
-#: Options that may change when a run goes on: its length, and what does not touch the numbers.
-FREE: Final = frozenset({"nimg", "save_nimg", "data_processes"})
+from idm_core.training_state import STATE, forget_after, load_state, save_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +122,7 @@ def train(
     average = {name: tensor.detach().clone() for name, tensor in networks.state_dict().items()}
     optimizer = torch.optim.Adam(networks.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=True)
     options = asdict(config) | {"start": start_sha256}
-    nimg, seconds_before = _load_state(out / STATE, networks, average, optimizer, options)
+    nimg, seconds_before = load_state(out / STATE, networks, average, optimizer, options)
     if world > 1:
         _begin_together(nimg, out, device)
     parameters: list[Tensor] = list(networks.parameters())
@@ -146,7 +141,7 @@ def train(
     started, data_seconds = time.monotonic(), 0.0
     out.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        _forget_after(nimg, out / "stats.jsonl")
+        forget_after(nimg, out / "stats.jsonl")
     while nimg < config.nimg:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, nimg)
@@ -212,7 +207,7 @@ def train(
                 line |= validate(preset, average, validation, config.seed, device=device, bf16=bf16)
                 with (out / "stats.jsonl").open("a") as stats:
                     stats.write(json.dumps(line) + "\n")
-                _save_state(out / STATE, networks, average, optimizer, options, nimg, seconds)
+                save_state(out / STATE, networks, average, optimizer, options, nimg, seconds)
                 save_checkpoint(out / f"{preset.name}.safetensors", average, _usage(config, nimg, seconds, usage))
     if world > 1:
         dist.barrier()  # nobody returns before the checkpoint is there
@@ -290,8 +285,8 @@ def validate(
 
 def _usage(config: TrainConfig, nimg: int, seconds: float, usage: dict[str, Any] | None) -> Config:
     options = {name: value for name, value in asdict(config).items() if name != "preset"} | {"nimg": nimg}
-    # One step and two passes: chosen on validation faces and photographs, with an early checkpoint.
-    settings = {"threshold": 0.1, "steps": 1, "passes": 2} | (usage or {})
+    # Chosen on validation faces and photographs: a second pass gains nothing, of the same price a second step does.
+    settings = {"threshold": 0.1, "steps": 2, "passes": 1} | (usage or {})
     trained = options | {"seconds": round(seconds)} | settings.pop("trained", {})
     return Config(preset=config.preset, trained=trained, **settings)
 
@@ -304,64 +299,3 @@ def _begin_with(path: Path, networks: Networks, preset: Preset) -> str:
         raise CheckpointError(f"{path} is of preset {config.preset.name!r}: its weights do not fit {preset.name!r}")
     networks.load_state_dict(found.state_dict())
     return sha256
-
-
-def _save_state(
-    path: Path,
-    networks: Networks,
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Adam,
-    options: dict[str, Any],
-    nimg: int,
-    seconds: float,
-) -> None:
-    tensors = {f"network.{k}": v for k, v in networks.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.items()}
-    for name, parameter in networks.named_parameters():
-        tensors |= {f"{part}.{name}": value for part, value in optimizer.state[parameter].items()}
-    metadata = {"nimg": nimg, "seconds": seconds, "config": options}
-    save_tensors(path, tensors, {"training": json.dumps(metadata)})
-
-
-def _forget_after(nimg: int, stats: Path) -> None:
-    """Drop the lines after the state that a run goes on from: it was killed, and will write them again."""
-    lines = stats.read_text().splitlines(keepends=True) if stats.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["nimg"] <= nimg]
-    if kept != lines:
-        staged = stats.with_name(f".{stats.name}")
-        staged.write_text("".join(kept))
-        staged.replace(stats)
-
-
-def _load_state(
-    path: Path,
-    networks: Networks,
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Adam,
-    options: dict[str, Any],
-) -> tuple[int, float]:
-    """Fill networks, average and optimiser from a state; (0, 0) where there is none. Returns (nimg, seconds)."""
-    if not path.exists():
-        return 0, 0.0
-    tensors, metadata = load_tensors(path)
-    try:
-        training = json.loads(metadata["training"])
-        saved, wanted = training["config"], json.loads(json.dumps(options))
-        differ = sorted(k for k in wanted if saved.get(k) != wanted[k] and k not in FREE)
-        if differ:
-            raise CheckpointError(
-                f"{path} was trained with other options ({', '.join(differ)}); "
-                "continue with those, or use another folder"
-            )
-        networks.load_state_dict({k: tensors[f"network.{k}"] for k in average})
-        for name, tensor in average.items():
-            tensor.copy_(tensors[f"average.{name}"])
-        for name, parameter in networks.named_parameters():
-            moments = {part: tensors[f"{part}.{name}"] for part in ("exp_avg", "exp_avg_sq")}
-            # A fused optimiser counts its steps where the parameters are.
-            optimizer.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device)} | {
-                part: torch.empty_like(parameter).copy_(moment) for part, moment in moments.items()
-            }
-    except KeyError as error:
-        raise CheckpointError(f"{path} is not a training state: {error} is missing") from error
-    return int(training["nimg"]), float(training["seconds"])

@@ -17,7 +17,8 @@ from idm_core.checkpoint import CheckpointError, find_checkpoint, load_checkpoin
 from idm_core.losses import Perceptual
 from idm_core.presets import PRESETS
 from idm_core.restorer import to_images
-from idm_core.training import STATE, TrainConfig, learning_rate, train
+from idm_core.training import TrainConfig, learning_rate, train
+from idm_core.training_state import STATE
 from manifests.errors import ConfigError, SourceError
 from pipelines.photo_pool import PhotoPool, cut_patch, open_sources
 from pipelines.split import split_of

@@ -17,7 +17,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from idm_core.training import STATE, TrainConfig, train
+from idm_core.training import TrainConfig, train
+from idm_core.training_state import STATE
 from manifests.errors import ConfigError, RunError, SourceError
 from pipelines.cli import cli
 from pipelines.train_distributed import first_failure, train_on_ray
