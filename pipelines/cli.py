@@ -54,7 +54,9 @@ worker_options = _stack(
     click.option("--address", metavar="URL", help="A running Ray cluster.  [default: $RAY_ADDRESS, else this machine]"),
     click.option("--retry-failed", is_flag=True, help="Try shards again that were given up."),
 )
-model_option = click.option("--restorer", metavar="NAME|FILE", help="A shipped model or a checkpoint of your own.")
+model_option = click.option(
+    "--restorer", metavar="NAME", help="A shipped model, FILE.safetensors, spandrel:FILE or python:module:Class."
+)
 policy_option = _stack(
     click.option("--policy", metavar="NAME|FILE", help="A shipped policy or a YAML file."),
     click.option("--validation", type=click.FloatRange(0, 1, max_open=True), help="Share of the samples to hold out."),
@@ -517,6 +519,34 @@ def doctor() -> None:
 
     for line in examine():
         click.echo(line)
+
+
+@cli.command("check-restorer")
+@click.argument("name", metavar="NAME")
+@click.option("--device", metavar="cpu|cuda", default="cpu", show_default=True, help="Where it restores.")
+def check_restorer(name: str, device: str) -> None:
+    """Check a restorer against the contract, on photographs that are installed with this program. Exits 1 if it breaks.
+
+    NAME is what --restorer takes: a shipped model, FILE.safetensors, spandrel:FILE, or python:module:Class, which runs
+    your code.
+
+    \b
+    Examples:
+      idm-curate check-restorer idm-64
+      idm-curate check-restorer spandrel:weights/RealESRGAN_x2plus.pth
+      PYTHONPATH=. idm-curate check-restorer python:mine:Mine
+    """
+    from pipelines.restorers import open_restorer
+    from pipelines.restorers.contract import check, photographs
+
+    violated = 0
+    for clause, violation in check(open_restorer(name, device), photographs()):
+        click.echo(
+            f"{'passed  ' if violation is None else 'VIOLATED'}  {clause}" + (f": {violation}" if violation else "")
+        )
+        violated += violation is not None
+    if violated:
+        sys.exit(1)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})

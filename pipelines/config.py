@@ -64,10 +64,14 @@ class EvidenceConfig(BaseModel, frozen=True, extra="forbid"):
 class RestoreConfig(BaseModel, frozen=True, extra="forbid"):
     """Which restorer looks at every sample. None: what its checkpoint was calibrated for."""
 
-    restorer: str = Field(default="idm-64", description="a shipped model's name or the path of a checkpoint")
-    sha256: str | None = Field(default=None, description="of the checkpoint; filled in when the run is made")
+    restorer: str = Field(
+        default="idm-64", description="a shipped model, the path of a checkpoint, spandrel:FILE or python:module:Class"
+    )
+    sha256: str | None = Field(default=None, description="of its file; filled in when the run is made")
+    severity: str | None = Field(default=None, description="whose severity decides, where the restorer is not IDM")
+    severity_sha256: str | None = Field(default=None, description="of that checkpoint; filled in when the run is made")
     threshold: float | None = Field(default=None, ge=0, le=1, description="a sample of lower severity is not run")
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, description="evaluations of a pass; IDM's alone")
     passes: int | None = Field(default=None, ge=1)
     max_failed: float = Field(default=0.1, ge=0, le=1)
 

@@ -14,6 +14,7 @@ REQUIRED = ("torch", "torchvision", "ray", "webdataset", "pyarrow", "clean-fid",
 OPTIONAL = {
     "s3fs": "s3:// paths: pip install 'idm-curate[s3]'",
     "gcsfs": "gs:// paths: pip install 'idm-curate[gcs]'",
+    "spandrel": "--restorer spandrel:FILE: pip install 'idm-curate[spandrel]'",
     "ai-edge-litert": "--faces mobilefacenet: pip install 'idm-curate[faces]'",
     "dlib-bin": "--faces dlib: pip install 'idm-curate[faces]'",
     "face-recognition-models": "--faces dlib: pip install 'idm-curate[faces]'",

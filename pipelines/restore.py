@@ -14,17 +14,18 @@ import numpy as np
 from manifests import listing, rundir, schema, shards
 from manifests.errors import SampleError, ShardError, SourceError
 from manifests.rundir import Run
-from pipelines import changes, datasets, faces, images, progress
+from pipelines import changes, datasets, faces, images, progress, restorers
 from pipelines.changes import psnr
 from pipelines.config import FEW, EvidenceConfig, FacesConfig, RestoreConfig
 from pipelines.faces import FaceModel
 from pipelines.measure import measure
+from pipelines.restorers import Restorer
 from pipelines.weights import weights_folder
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # HxWx3
 
 if TYPE_CHECKING:
-    from idm_core import Restoration, Restorer
+    from idm_core import Restoration
     from idm_core.losses import Perceptual
 
 ROUND = 1
@@ -53,15 +54,17 @@ def open_instruments(run: Run) -> Instruments:
 
 def open_restore(run: Run, device: str) -> Callable[[str], dict[str, Any]]:
     """The stage's work: the restorer and the instruments, loaded once, over the samples of a shard."""
-    from idm_core import load_restorer
-
     config = RestoreConfig.model_validate(run.config["restore"])
-    restorer = load_restorer(config.restorer, device=device)
-    if restorer.model_sha256 != config.sha256:
-        raise ShardError(
-            f"restorer {config.restorer}: its SHA-256 here is {restorer.model_sha256}, the run was made with "
-            f"{config.sha256}; install the same checkpoint on every node"
-        )
+    restorer = restorers.open_restorer(config.restorer, device, severity=config.severity)
+    found = [(config.restorer, restorer.model_sha256, config.sha256)]
+    if config.severity is not None:
+        found.append((config.severity, restorers.digest(config.severity), config.severity_sha256))
+    for name, here, wanted in found:
+        if here != wanted:
+            raise ShardError(
+                f"restorer {name}: its SHA-256 here is {here}, the run was made with {wanted}; install the same on "
+                "every node"
+            )
     fingerprint = run.stage_fingerprint(rundir.restored(ROUND))
     instruments = open_instruments(run)
 
@@ -122,8 +125,8 @@ def _take_in(
     row = row | {"offset": None, "nbytes": None}
     if isinstance(outcome, RuntimeError):
         return row | {"status": "failed", "reason": f"restorer_error: {outcome}"}
-    if outcome.image.shape != source.shape:
-        found = f"{outcome.image.shape} for a source of {source.shape}"
+    if outcome.image.shape != source.shape or outcome.image.dtype != source.dtype:
+        found = f"{outcome.image.dtype} {outcome.image.shape} for a source of {source.dtype} {source.shape}"
         return row | {"status": "failed", "reason": f"restorer_error: a candidate of {found}"}
     row |= {"severity": outcome.severity, "passes": outcome.passes, "evaluations": outcome.evaluations}
     row |= {"stop": outcome.stop}
@@ -196,7 +199,7 @@ def _restore(
 
     try:
         return [*run(0, len(rows))]
-    except RuntimeError:  # torch's own, out of memory among them
+    except RuntimeError:  # torch's own, out of memory among them, or a model's of others
         outcomes: list[Restoration | RuntimeError] = []
         for i in range(len(rows)):
             try:

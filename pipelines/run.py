@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from pathlib import Path
 from manifests import attempts, rundir, shards, status, storage
 from manifests.errors import ConfigError, CurateError
 from manifests.rundir import Run
-from pipelines import datasets, ingest, pack, progress, restore, select, workers
-from pipelines.config import Config, EvidenceConfig, FacesConfig, Resources
+from pipelines import datasets, ingest, pack, progress, restore, restorers, select, workers
+from pipelines.config import Config, EvidenceConfig, FacesConfig, Resources, RestoreConfig
 from pipelines.datasets import sample
 from pipelines.stages import STAGES
 
@@ -28,24 +27,6 @@ class Outcome:
     failures: tuple[str, ...]
 
 
-def checkpoint_of(restorer: str) -> Path:
-    """The checkpoint file that a restorer's name or path means, found without loading torch.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    from importlib.util import find_spec
-
-    spec = find_spec("idm_core")  # finds the package and does not run it: it would import torch
-    assert spec is not None and spec.submodule_search_locations is not None
-    folder = Path(spec.submodule_search_locations[0]) / "weights"
-    path = Path(restorer) if restorer.endswith(".safetensors") else folder / f"{restorer}.safetensors"
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors")))
-        raise ConfigError(f"restore.restorer={restorer}: no checkpoint at {path}; shipped ones: {names}")
-    return path
-
-
 def resolve(config: Config, stages: Sequence[str], root: str) -> Config:
     """Fill in what the user left open and check what can be checked before anything is written.
 
@@ -56,22 +37,41 @@ def resolve(config: Config, stages: Sequence[str], root: str) -> Config:
             weights that were asked for by name are missing.
     """
     settled = _settled(root)
-    digest = config.restore.sha256
-    if digest is None or "restore" in stages:  # deciding and packing go on when the checkpoint is long gone
-        with checkpoint_of(config.restore.restorer).open("rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        if config.restore.sha256 not in (None, digest):
-            raise ConfigError(f"restore.sha256={config.restore.sha256}: the checkpoint's SHA-256 is {digest}")
     select.load_policy(config.policy)
     paths = {"source": _absolute(config.dataset.source), "truth": _absolute(config.dataset.truth)}
     return config.model_copy(
         update={
-            "restore": config.restore.model_copy(update={"sha256": digest}),
+            "restore": _resolve_restorer(config.restore, stages),
             "dataset": config.dataset.model_copy(update=paths),
             "faces": _resolve_faces(config, stages, settled),
             "evidence": _resolve_evidence(config, stages, settled),
         }
     )
+
+
+def _resolve_restorer(config: RestoreConfig, stages: Sequence[str]) -> RestoreConfig:
+    """The restorer, and whose severity decides where it reads none, each pinned by the SHA-256 of what it is."""
+    name, severity = config.restorer, config.severity
+    if not restorers.reads_severity(name):
+        severity = severity or restorers.SEVERITY
+        if config.steps is not None:
+            raise ConfigError(f"restore.steps={config.steps}: only IDM has steps, and the restorer is {name}")
+        if not restorers.reads_severity(severity):
+            raise ConfigError(f"restore.severity={severity}: only IDM reads a severity; give one of its checkpoints")
+    elif severity is not None:
+        raise ConfigError(f"restore.severity={severity}: {name} reads its own; leave it out")
+    if name.startswith("spandrel:"):
+        name = f"spandrel:{_absolute(name.removeprefix('spandrel:'))}"
+    pinned = {"restorer": name, "severity": severity}
+    for key, what, known in (
+        ("sha256", name, config.sha256), ("severity_sha256", severity, config.severity_sha256)
+    ):  # fmt: skip
+        if what is None or (known is not None and "restore" not in stages):
+            continue  # deciding and packing go on when the checkpoint is long gone
+        pinned[key] = restorers.digest(what)
+        if known not in (None, pinned[key]):
+            raise ConfigError(f"restore.{key}={known}: the SHA-256 of {what} is {pinned[key]}")
+    return config.model_copy(update=pinned)
 
 
 def _settled(root: str) -> Config | None:
@@ -255,7 +255,7 @@ def plan(root: str, config: Config, stages: Sequence[str]) -> str:
     lines = [
         f"run directory {root}",
         f"source        {config.dataset.name}: {rows} samples in {count} shards of {shard_size}",
-        f"restorer      {config.restore.restorer} ({checkpoint_of(config.restore.restorer)})",
+        f"restorer      {config.restore.restorer} ({restorers.file_of(config.restore.restorer)})",
         f"disk          {_gigabytes(source_bytes, DISK_FACTOR)} needed in all, {_gigabytes(free)} free",
     ]
     folders = {"ingest": rundir.SOURCE, "restore": rundir.restored(restore.ROUND), "pack": rundir.CLEANED}
