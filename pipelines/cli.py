@@ -538,7 +538,9 @@ def check_restorer(name: str, device: str) -> None:
     """
     from pipelines.restorers import open_restorer
     from pipelines.restorers.contract import check, photographs
+    from pipelines.workers import use_one_thread
 
+    use_one_thread()  # as the stage does
     violated = 0
     for clause, violation in check(open_restorer(name, device), photographs()):
         click.echo(
