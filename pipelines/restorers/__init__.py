@@ -155,7 +155,8 @@ def open_restorer(name: str, device: str = "cpu", *, severity: str | None = None
         return _idm(name, device)
     from pipelines.restorers.by_severity import BySeverity
 
-    return BySeverity(_model(name, device), digest(name), _idm(severity or SEVERITY, device))
+    sha256 = digest(name)
+    return BySeverity(_model(name, device), sha256, _idm(severity or SEVERITY, device))
 
 
 def _idm(name: str, device: str) -> IDM:
