@@ -108,7 +108,9 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
 
 def test_what_is_no_restorer_of_rgb_is_refused(compact: Path, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(3), "b": torch.zeros(3)}, tmp_path / "other.safetensors")
-    save_file(weights(Compact(num_in_ch=1, num_out_ch=1, num_feat=8, num_conv=2, upscale=1)), tmp_path / "grey.safetensors")
+    save_file(
+        weights(Compact(num_in_ch=1, num_out_ch=1, num_feat=8, num_conv=2, upscale=1)), tmp_path / "grey.safetensors"
+    )
     whole = weights(Compact(num_feat=8, num_conv=2, upscale=2))
     save_file({k: t for k, t in whole.items() if k != "body.2.weight"}, tmp_path / "part.safetensors")
     (tmp_path / "weights.bin").write_bytes(compact.read_bytes())
@@ -142,12 +144,12 @@ def test_a_network_for_faces_sees_square_images_that_it_does_not_reduce(tmp_path
     model = SpandrelModel(tmp_path / "faces.safetensors", "cpu")
     assert model._network.purpose == "FaceSR"
     sides = []
-    model._network._call_fn = lambda network, x: (sides.append(tuple(x.shape)), 1 - x)[1]
+    model._network._call_fn = lambda network, x: (sides.append((x.is_contiguous(), *x.shape)), 1 - x)[1]
     square, wide = crops(4)[2], crops(4)[2][:60]
     large = np.zeros((FACE_SIDE + 1, FACE_SIDE + 1, 3), np.uint8)
     made = model.restore([square, wide, large], ["a", "b", "c"])
     assert made[1] is None and made[2] is None and made[0] is not None and made[0].shape == square.shape
-    assert sides == [(1, 3, FACE_SIDE, FACE_SIDE)]
+    assert sides == [(True, 1, 3, FACE_SIDE, FACE_SIDE)]
     assert np.abs(made[0].astype(int) - (255 - square.astype(int))).mean() < 3
 
 

@@ -81,7 +81,7 @@ class SpandrelModel:
 
     def _run(self, x: Tensor) -> Tensor:
         """N3HW in [0, 1] => the same size, whatever the network's scale."""
-        y: Tensor = self._network(x)
+        y: Tensor = self._network(x.contiguous())  # GFPGAN takes views of it
         if y.shape[2:] != x.shape[2:]:
             y = F.interpolate(y, size=x.shape[2:], mode="bicubic", antialias=True)
         return y
