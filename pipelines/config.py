@@ -73,6 +73,9 @@ class RestoreConfig(BaseModel, frozen=True, extra="forbid"):
     threshold: float | None = Field(default=None, ge=0, le=1, description="a sample of lower severity is not run")
     steps: int | None = Field(default=None, ge=1, description="evaluations of a pass; IDM's alone")
     passes: int | None = Field(default=None, ge=1)
+    identity: float | None = Field(
+        default=None, lt=1, description="a pass of IDM that leaves less identity_margin is undone; none: gates judge"
+    )
     max_failed: float = Field(default=0.1, ge=0, le=1)
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,8 @@ def open_instruments(run: Run) -> Instruments:
 
 def open_restore(run: Run, device: str) -> Callable[[str], dict[str, Any]]:
     """The stage's work: the restorer and the instruments, loaded once, over the samples of a shard."""
+    from idm_core import Restorer as IDM
+
     config = RestoreConfig.model_validate(run.config["restore"])
     restorer = restorers.open_restorer(config.restorer, device, severity=config.severity)
     found = [(config.restorer, restorer.model_sha256, config.sha256)]
@@ -67,6 +70,9 @@ def open_restore(run: Run, device: str) -> Callable[[str], dict[str, Any]]:
             )
     fingerprint = run.stage_fingerprint(rundir.restored(ROUND))
     instruments = open_instruments(run)
+    if config.identity is not None and isinstance(restorer, IDM) and instruments.faces is not None:
+        restorer.identity = partial(faces.identity_margin, instruments.faces)
+        restorer.identity_floor = config.identity
 
     def work(shard: str) -> dict[str, Any]:
         with run.scratch() as scratch:

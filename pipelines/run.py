@@ -39,11 +39,16 @@ def resolve(config: Config, stages: Sequence[str], root: str) -> Config:
     settled = _settled(root)
     select.load_policy(config.policy)
     paths = {"source": _absolute(config.dataset.source), "truth": _absolute(config.dataset.truth)}
+    looks = _resolve_faces(config, stages, settled)
+    if config.restore.identity is not None and looks.model == "off":
+        raise ConfigError(
+            "restore.identity needs a face model: `idm-curate doctor` says what is missing; do not say --faces off"
+        )
     return config.model_copy(
         update={
             "restore": _resolve_restorer(config.restore, stages),
             "dataset": config.dataset.model_copy(update=paths),
-            "faces": _resolve_faces(config, stages, settled),
+            "faces": looks,
             "evidence": _resolve_evidence(config, stages, settled),
         }
     )
@@ -58,6 +63,8 @@ def _resolve_restorer(config: RestoreConfig, stages: Sequence[str]) -> RestoreCo
             raise ConfigError(f"restore.steps={config.steps}: only IDM has steps, and the restorer is {name}")
         if not restorers.reads_severity(severity):
             raise ConfigError(f"restore.severity={severity}: only IDM reads a severity; give one of its checkpoints")
+        if config.identity is not None:
+            raise ConfigError(f"restore.identity={config.identity}: only IDM's passes end by it; leave it to the gates")
     elif severity is not None:
         raise ConfigError(f"restore.severity={severity}: {name} reads its own; leave it out")
     if name.startswith("spandrel:"):

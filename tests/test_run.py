@@ -28,7 +28,7 @@ from manifests.verify import problems
 from pipelines.cli import cli
 from pipelines.select import QUANTITIES
 from tests.bad_files import write_bad_files
-from tests.photographs import png, write_folder
+from tests.photographs import blurred, png, write_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -195,6 +195,25 @@ def test_another_persons_face_is_refused_by_name_of_the_gate(
     assert [(r["status"], r["gate"]) for r in rows] == [("rejected", "identity_margin")] * 4
     assert all(r["face_model"] == "mobilefacenet" and r["faces"] >= 1 and r["identity_cosine"] < 0.4 for r in rows)
     assert all(r["lpips_source"] > 0.2 for r in rows)
+
+
+def test_passes_end_at_a_floor_of_identity(tmp_path: Path, weights: Path, data: Path) -> None:
+    """No restoration keeps a face to the last digit, and most keep it well."""
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(data / "lfw-pairs.zip") as archive:
+        for name in sorted(n for n in archive.namelist() if n.endswith(".jpg"))[::10][:4]:
+            person = Image.open(io.BytesIO(archive.read(name))).convert("RGB").resize((128, 128))
+            (tmp_path / "in" / f"{Path(name).stem}.png").write_bytes(png(blurred(np.asarray(person), 1.2)))
+    stops = {}
+    for floor in (-3.0, 0.999):
+        root = tmp_path / f"run{floor}"
+        run_folder(tmp_path / "in", root, "--faces", "mobilefacenet", "--set", f"restore.identity={floor}")
+        stops[floor] = [(r["status"], r["stop"], r["identity_cosine"] is None) for r in cleaned(root).to_pylist()]
+    assert all(status != "kept_original" for status, _, _ in stops[-3.0])
+    assert stops[0.999] == [("kept_original", "identity", True)] * 4
+    output = curate("run", "--dataset", "folder", "--source", tmp_path / "in", "--run", tmp_path / "other",
+                    "--workers", 0, "--faces", "off", "--set", "restore.identity=0", code=2)  # fmt: skip
+    assert "needs a face model" in output and not (tmp_path / "other").exists()
 
 
 def test_the_run_says_which_instruments_speak_and_stays_with_them(

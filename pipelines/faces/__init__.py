@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from manifests.errors import ConfigError
 from pipelines import weights
-from pipelines.faces.comparison import COLUMNS, compare
+from pipelines.faces.comparison import COLUMNS, compare, identity_margin
 from pipelines.faces.face import Face, FaceModel
 from pipelines.faces.landmarks import align, five_of_68, identity_cosine, landmark_error, pose
 
@@ -29,6 +29,7 @@ __all__ = [
     "compare",
     "five_of_68",
     "identity_cosine",
+    "identity_margin",
     "landmark_error",
     "open_faces",
     "pose",

@@ -51,6 +51,13 @@ def compare(model: FaceModel | None, source: Bytes3, candidate: Bytes3 | None = 
     return row
 
 
+def identity_margin(model: FaceModel, source: Bytes3, candidate: Bytes3) -> float | None:
+    """How alike the largest face is in both: 1 the same, 0 as the model asks of one person; None without a face."""
+    found = compare(model, source, candidate)
+    cosine, least = found["identity_cosine"], found["same_person"]
+    return None if cosine is None else float((cosine - least) / (1 - least))
+
+
 def _where(face: Face) -> dict[str, Any]:
     yaw, pitch, roll = pose(face.landmarks)
     return {
