@@ -130,6 +130,8 @@ def test_what_a_model_raises_or_returns_amiss_is_one_named_error(photos: list[Ph
     model.restore = lambda images, keys: [images[0]]  # type: ignore[method-assign, assignment]
     with pytest.raises(RuntimeError, match="1 images for 2"):
         restorer.restore(photos, KEYS)
+    with pytest.raises(ValueError, match="3 images but 1 keys"):
+        restorer.restore(photos, ["a"])
     with pytest.raises(ValueError, match="only IDM has steps"):
         restorer.restore(photos, KEYS, steps=4)
 

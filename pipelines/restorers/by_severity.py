@@ -41,11 +41,13 @@ class BySeverity:
         """As ``idm_core.Restorer.restore``.
 
         Raises:
-            ValueError: ``steps`` are asked for, which only IDM has.
+            ValueError: ``steps`` are asked for, which only IDM has, or the numbers of images and keys differ.
             RuntimeError: the model raised something, or returned what is no list of images.
         """
         if steps is not None:
             raise ValueError(f"steps={steps}: only IDM has steps; leave restore.steps out")
+        if len(images) != len(keys):
+            raise ValueError(f"{len(images)} images but {len(keys)} keys")
         passes = self.config.passes if passes is None else passes
         threshold = self.config.threshold if threshold is None else threshold
         results = [
