@@ -266,7 +266,7 @@ def diversity_kept(source: str, root: Path, side: int, rounds: Rounds, device: s
     import torch
 
     from idm_core.restorer import to_images
-    from pipelines.features import EfficientNetLite0
+    from pipelines.detectors import EfficientNetLite0
 
     [cleaned] = open_sources([str(root / "views" / f"{_view_of(rounds)}.parquet")], None, "train")
     [raw] = open_sources([source], None, "train")

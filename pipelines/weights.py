@@ -53,9 +53,15 @@ MOBILEFACENET: Final = Weights(
     "the TFLite conversion of MobileFaceNet with input [2,112,112,3] and output [2,192]",
     "d8ba40c0127fb8ca9917e8fddc79bbbda063657bc92a496d34da0bc8a760443b",
 )
+INCEPTION: Final = Weights(
+    "inception-2015-12-05.pt",
+    "evaluate --detector inception: FID and KID",
+    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+)
 
 #: The one table; ``idm-curate doctor`` prints it.
-WEIGHTS: Final = (LPIPS_TRUNK, RETINAFACE, ARCFACE, MTCNN, MOBILEFACENET)
+WEIGHTS: Final = (LPIPS_TRUNK, RETINAFACE, ARCFACE, MTCNN, MOBILEFACENET, INCEPTION)
 
 
 def weights_folder() -> Path:
@@ -76,6 +82,18 @@ def required(weights: Weights, folder: Path | None = None) -> Path:
     path = (folder or weights_folder()) / weights.file
     if not path.is_file():
         raise ConfigError(missing(weights, path.parent))
+    return path
+
+
+def required_and_right(weights: Weights, folder: Path | None = None) -> Path:
+    """The same, where another file of that name would give other figures and no error.
+
+    Raises:
+        ConfigError: it is not there, or has another SHA-256.
+    """
+    path = required(weights, folder)
+    if state(weights, path.parent) == "wrong":
+        raise ConfigError(missing(weights, path.parent).replace(" is missing,", " is not the file that is meant,"))
     return path
 
 

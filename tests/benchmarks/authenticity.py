@@ -26,8 +26,8 @@ from idm_core import Restorer, load_restorer
 from idm_core.degradations import RECIPES
 from idm_core.restorer import Photograph
 from idm_core.severity import CLEAN_PSNR, RANGE_DB, true_severity
+from pipelines.detectors import EfficientNetLite0
 from pipelines.faces import FaceModel, open_faces
-from pipelines.features import EfficientNetLite0
 from pipelines.weights import LPIPS_TRUNK, required, weights_folder
 from tests.benchmarks.card import table, write_card
 from tests.benchmarks.figures import FrechetToTruth, Identity, Lpips, contraction, interval, plain, psnrs, ssims

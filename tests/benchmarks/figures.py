@@ -14,9 +14,9 @@ import torch
 
 from idm_core.losses import Perceptual
 from idm_core.restorer import Photograph
+from pipelines.detectors import Detector
 from pipelines.faces import FaceModel, identity_cosine
-from pipelines.features import Detector
-from pipelines.frechet import Statistics, frechet_distance, statistics_of
+from pipelines.metrics.frechet import Statistics, frechet_distance, statistics_of
 from tests.benchmarks.held_out import Truth, to_tensor
 
 Values = npt.NDArray[np.float64]  # one for each image

@@ -32,7 +32,7 @@ from idm_core.degradations import RECIPES
 from idm_core.presets import PRESETS
 from idm_core.training import TrainConfig
 from manifests import rundir
-from pipelines.features import EfficientNetLite0
+from pipelines.detectors import EfficientNetLite0
 from pipelines.query_view import save_view
 from pipelines.rounds import Rounds, train_rounds
 from pipelines.train_idm import train_idm

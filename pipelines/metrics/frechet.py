@@ -5,7 +5,9 @@ d^2 = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2)          Dowson and L
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,11 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     return Statistics(n, mean, a.scatter + b.scatter + np.outer(difference, difference) * (a.n * b.n / n))
 
 
+def streamed(batches: Iterable[npt.NDArray[np.floating[Any]]], dimension: int) -> Statistics:
+    """Statistics of batches, each n x ``dimension``, that are held one at a time."""
+    return reduce(merge, map(statistics_of, batches), no_statistics(dimension))
+
+
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """Squared Frechet distance of two Gaussians with these statistics, as FID is written; 0 and more.
 
@@ -89,13 +96,26 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     Raises:
         ValueError: fewer than two samples on one side, or different dimensions.
     """
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(f"features of {len(a.mean)} and of {len(b.mean)} dimensions have no distance")
-    first, second = a.covariance, b.covariance
+    return distances_to(a, [b])[0]
+
+
+def distances_to(reference: Statistics, others: Iterable[Statistics]) -> list[float]:
+    """The same for several, one at a time; what is of the reference alone, half of the work, is done once.
+
+    Raises:
+        ValueError: as ``frechet_distance``.
+    """
+    first = reference.covariance
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    # Rounding leaves eigenvalues a little below zero where the truth is zero.
-    eigenvalues = np.linalg.eigvalsh(root @ second @ root).clip(0)
-    difference = a.mean - b.mean
-    squared = difference @ difference + np.trace(first) + np.trace(second) - 2 * np.sqrt(eigenvalues).sum()
-    return max(float(squared), 0.0)
+    distances = []
+    for other in others:
+        if reference.mean.shape != other.mean.shape:
+            raise ValueError(f"features of {len(reference.mean)} and of {len(other.mean)} dimensions have no distance")
+        second = other.covariance
+        # Rounding leaves eigenvalues a little below zero where the truth is zero.
+        eigenvalues = np.linalg.eigvalsh(root @ second @ root).clip(0)
+        difference = reference.mean - other.mean
+        squared = difference @ difference + np.trace(first) + np.trace(second) - 2 * np.sqrt(eigenvalues).sum()
+        distances.append(max(float(squared), 0.0))
+    return distances

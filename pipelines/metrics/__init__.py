@@ -1,0 +1,1 @@
+"""Distances between two sets of features, N x D: functions of arrays, which know no images and no networks."""
