@@ -471,6 +471,68 @@ def diff(root_a: str, root_b: str, policy: str | None, policy_b: str | None, as_
 
 
 @cli.command()
+@click.argument("samples", metavar="SAMPLES")
+@click.option("--reference", required=True, metavar="REF", help="The images that SAMPLES should be like.")
+@click.option(
+    "--detector",
+    type=click.Choice(["auto", "inception", "effnet"]),
+    default="auto",
+    show_default=True,
+    help="Whose features; auto is Inception where its file is, see `idm-curate doctor`, else EfficientNet-lite0.",
+)
+@click.option("--side", type=click.IntRange(min=32), default=224, show_default=True, help="Of effnet's input, pixels.")
+@click.option("--kept", type=click.IntRange(min=2), default=10_000, show_default=True, help="Images for all but FD.")
+@click.option("--crops", type=click.IntRange(min=0), default=1, show_default=True, help="Of each image.")
+@click.option("--crop", type=click.IntRange(min=8), metavar="PX", help="Side of a crop.  [default: the detector's]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything that is drawn.")
+@click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder that features are kept in.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Ray actors; 0: none.")
+@click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="[default: 1 where Ray has GPUs]")
+@click.option("--address", metavar="URL", help="A running Ray cluster.  [default: $RAY_ADDRESS, else this machine]")
+@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+def evaluate(samples: str, reference: str, detector: str, side: int, as_json: bool, **options: Any) -> None:
+    """Measure how far a set of images is from a reference: FID or FD-EffNet, kernel distance, precision, recall ...
+
+    Each is a folder, a .zip or .tar, WebDataset shards, or a view of a run, RUN/views/NAME.parquet.
+
+    \b
+    Examples:
+      idm-curate evaluate samples/ --reference held-out.zip
+      idm-curate evaluate "runs/ffhq/cleaned/ffhq-{000000..000139}.tar" --reference ffhq-test/ --json
+      idm-curate evaluate runs/ffhq/views/strict.parquet --reference ffhq-test/ --workers 8 --gpus-per-worker 1
+
+    Features are kept on disk: what was looked at once is not looked at again, and an interrupted command continues.
+    """
+    import json
+    from functools import partial
+
+    from pipelines import evaluate as evaluation
+    from pipelines.config import Resources
+    from pipelines.detectors import open_detector, resolve_detector
+    from pipelines.feature_sets import Sampling
+    from pipelines.weights import weights_folder
+
+    if side % 32:
+        raise ConfigError(f"--side {side}: it is a multiple of 32")
+    name, folder = resolve_detector(detector, weights_folder()), weights_folder()
+    cache, seed = options.pop("cache"), options.pop("seed")
+    sampling = Sampling(seed, options.pop("kept"), options.pop("crops"), options.pop("crop"))
+    found = evaluation.evaluate(
+        samples,
+        reference,
+        partial(open_detector, name, weights_folder=folder, side=side),
+        sampling=sampling,
+        resources=Resources(**options),
+        cache=cache,
+    )
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for line in evaluation.as_text(found):
+        click.echo(line)
+
+
+@cli.command()
 @click.argument("root", metavar="RUN")
 def status(root: str) -> None:
     """Say how far a run is: shards per stage, samples per status, failures.

@@ -66,8 +66,10 @@ class Bar:
 
 
 @contextlib.contextmanager
-def bar(title: str, total: int, done: int) -> Iterator[Bar]:
-    """Show progress over ``total`` shards, of which ``done`` were done before, with rate and time left."""
+def bar(title: str, total: int, done: int, unit: str = "shards") -> Iterator[Bar]:
+    """Show progress over ``total`` shards, or whatever ``unit`` says, of which ``done`` were done before, with rate and
+    time left.
+    """
     start, finished, in_work = time.monotonic(), 0, 0.0
     said = start
 
@@ -82,7 +84,7 @@ def bar(title: str, total: int, done: int) -> Iterator[Bar]:
             nonlocal said
             said = time.monotonic()
             rate, left = pace()
-            told = f"{title}: {text}/{total} shards, {rate:.1f} a minute, {left:.0f} s left"
+            told = f"{title}: {text}/{total} {unit}, {rate:.1f} a minute, {left:.0f} s left"
             print(told, file=sys.stderr, flush=True)
 
         def say(shard: str) -> None:

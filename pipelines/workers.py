@@ -225,7 +225,7 @@ def connect(resources: Resources) -> None:
     )
 
 
-def _placement(resources: Resources, uses_gpu: bool, shards: int) -> tuple[int, float]:
+def placement(resources: Resources, uses_gpu: bool, shards: int) -> tuple[int, float]:
     """How many actors, and how many GPUs each."""
     import ray
 
@@ -259,7 +259,7 @@ def _map_on_ray(
     from ray.exceptions import RayActorError, RayTaskError
 
     connect(resources)
-    workers, gpus = _placement(resources, uses_gpu, len(todo))
+    workers, gpus = placement(resources, uses_gpu, len(todo))
     # max_restarts=0: a dead actor is replaced here, where its shard is known, and never revived with a call pending.
     remote: Any = ray.remote(max_restarts=0, num_cpus=resources.cpus_per_worker, num_gpus=gpus)(ShardActor)
     starting: dict[Any, Any] = {}  # ref of place() -> actor

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STAGES = {"ingest", "restore", "select", "pack", "report", "export", "train_idm"}
+STAGES = {"ingest", "restore", "select", "pack", "report", "export", "train_idm", "evaluate"}
 
 
 def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:

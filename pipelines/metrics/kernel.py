@@ -19,7 +19,7 @@ class KernelDistance:
     """Over random subsets. ``mean`` is unbiased whatever the number of samples, and so may be a little below zero."""
 
     mean: float
-    std: float  # over the subsets, divided by their number; how far one of them is off, not the mean's error
+    std: float | None  # over the subsets: of one of them, not of their mean; None where a subset is all there is
 
 
 def squared_mmd(x: Array, y: Array) -> float:
@@ -43,7 +43,7 @@ def squared_mmd(x: Array, y: Array) -> float:
 
 
 def kernel_distance(x: Array, y: Array, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> KernelDistance:
-    """Mean and deviation of ``squared_mmd`` over random subsets, by which its cost and memory are bounded.
+    """Mean and deviation of ``squared_mmd`` over random subsets, which bound its cost and memory.
 
     Args:
         x: N x D, samples.
@@ -53,6 +53,8 @@ def kernel_distance(x: Array, y: Array, *, subsets: int = 100, size: int = 1000,
         seed: of the draws. They are of NumPy's frozen generator, so that another NumPy draws the same ones.
     """
     size = min(size, len(x), len(y))
+    if size == len(x) == len(y):
+        return KernelDistance(squared_mmd(x, y), None)
     draw = np.random.RandomState(seed)
     found = []
     for _ in range(subsets):
