@@ -475,7 +475,7 @@ def diff(root_a: str, root_b: str, policy: str | None, policy_b: str | None, as_
 @click.option("--reference", required=True, metavar="REF", help="The images that SAMPLES should be like.")
 @click.option(
     "--detector",
-    type=click.Choice(["auto", "inception", "effnet"]),
+    type=click.Choice(["auto", "inception", "effnet", "dinov2"]),
     default="auto",
     show_default=True,
     help="Whose features; auto is Inception where its file is, see `idm-curate doctor`, else EfficientNet-lite0.",

@@ -59,9 +59,14 @@ INCEPTION: Final = Weights(
     "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
     "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 )
+DINOV2: Final = Weights(
+    "dinov2_vitb14_pretrain.pth",
+    "evaluate --detector dinov2: FD-DINOv2-B",
+    "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+)
 
 #: The one table; ``idm-curate doctor`` prints it.
-WEIGHTS: Final = (LPIPS_TRUNK, RETINAFACE, ARCFACE, MTCNN, MOBILEFACENET, INCEPTION)
+WEIGHTS: Final = (LPIPS_TRUNK, RETINAFACE, ARCFACE, MTCNN, MOBILEFACENET, INCEPTION, DINOV2)
 
 
 def weights_folder() -> Path:

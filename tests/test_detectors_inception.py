@@ -90,7 +90,7 @@ def test_its_absence_is_said_once_with_where_it_comes_from(tmp_path: Path, caplo
         assert word in said
     with pytest.raises(ConfigError, match="is missing"):
         resolve_detector("inception", tmp_path)
-    with pytest.raises(ConfigError, match="auto, inception, effnet"):
+    with pytest.raises(ConfigError, match="auto, inception, effnet, dinov2"):
         resolve_detector("vgg", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -13,12 +13,14 @@ from typing import Final
 from manifests.errors import ConfigError
 from pipelines import weights
 from pipelines.detectors.detector import Detector, Features, Images, OpenDetector
+from pipelines.detectors.dinov2 import Dinov2
 from pipelines.detectors.efficientnet import EfficientNetLite0
 from pipelines.detectors.inception import Inception
 
 __all__ = [
     "CHOICES",
     "Detector",
+    "Dinov2",
     "EfficientNetLite0",
     "Features",
     "Images",
@@ -31,7 +33,7 @@ __all__ = [
 log = logging.getLogger("idm_curate")
 
 #: For ``--detector``. ``auto`` is Inception where its file is, else EfficientNet-lite0, which is always there.
-CHOICES: Final = ("auto", "inception", "effnet")
+CHOICES: Final = ("auto", "inception", "effnet", "dinov2")
 
 
 def resolve_detector(choice: str, weights_folder: Path) -> str:
@@ -50,6 +52,8 @@ def resolve_detector(choice: str, weights_folder: Path) -> str:
         choice = "inception"
     if choice == "inception":
         weights.required_and_right(weights.INCEPTION, weights_folder)
+    if choice == "dinov2":
+        weights.required(weights.DINOV2, weights_folder)
     return choice
 
 
@@ -70,4 +74,6 @@ def open_detector(name: str, device: str, weights_folder: Path, side: int = 224)
         return Inception(device, weights_folder)
     if name == "effnet":
         return EfficientNetLite0(device, side)
+    if name == "dinov2":
+        return Dinov2(device, weights_folder)
     raise ValueError(f"no detector is called {name!r}")
