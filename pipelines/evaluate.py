@@ -44,7 +44,8 @@ def evaluate(
         ``detector``; ``figures``, name => number, where FD stands for what the detector calls its Frechet distance
         (FID of Inception alone) and KD for its kernel distance: ``FD``, ``FD_infinity``, ``crop-FD``, ``KD``,
         ``KD_std`` (over subsets), ``precision``, ``recall``, ``density``, ``coverage``; ``left_out``, name => why;
-        ``samples`` and ``reference``: source, number of images, failed ones; ``sampling``. All of it JSON.
+        ``samples`` and ``reference``: source, number of images, of failed ones, and of those too small for a crop;
+        ``sampling``. All of it JSON.
 
     Raises:
         ConfigError, SourceError, RunError: as ``open_images`` and ``feature_set``.
@@ -80,10 +81,11 @@ def compare(
     else:
         figures[f"{fd}_infinity"] = at_infinity(samples.features, reference.statistics, seed=sampling.seed).value
 
-    small = samples.small + reference.small
-    if small or min(samples.crops.n, reference.crops.n) < 2:
+    if min(samples.crops.n, reference.crops.n) < 2:
         side = sampling.crop or detector.side
-        left_out[f"crop-{fd}"] = f"{small} images are smaller than a crop of {side} px" if small else "no crops"
+        small = samples.small + reference.small
+        why = f"{small} of {samples.images + reference.images} images are smaller than a crop of {side} px"
+        left_out[f"crop-{fd}"] = why if small else "no crops were asked for"
     else:
         figures[f"crop-{fd}"] = frechet_distance(samples.crops, reference.crops)
 
@@ -108,6 +110,7 @@ def _described(images: ImageSet, found: FeatureSet) -> dict[str, Any]:
         "images": found.images,
         "failed": found.failed,
         "first_failure": found.first_failure,
+        "without_crop": found.small,
         "features_kept": len(found.features),
     }
 
@@ -120,6 +123,8 @@ def as_text(found: dict[str, Any]) -> list[str]:
         lines.append(f"{role:<22} {of['images']} images, {of['source']}")
         if of["failed"]:
             lines.append(f"{'':<22} {of['failed']} more cannot be read; the first: {of['first_failure']}")
+        if of["without_crop"] and any(name.startswith("crop-") for name in found["figures"]):
+            lines.append(f"{'':<22} {of['without_crop']} are too small for a crop, and not in the distance of crops")
     lines.append(f"{'detector':<22} {found['detector']}")
     lines += [f"{name:<22} {value:.6g}" for name, value in found["figures"].items()]
     return lines + [f"{name:<22} left out: {why}" for name, why in found["left_out"].items()]

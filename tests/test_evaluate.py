@@ -91,7 +91,7 @@ def test_what_cannot_be_measured_is_left_out_with_the_reason(folders: tuple[Path
     assert set(found["figures"]) == {"FD-colour", "KD-colour", "KD-colour_std"}
     assert set(found["left_out"]) == {"FD-colour_infinity", "crop-FD-colour"} | NEIGHBOURS
     assert found["left_out"]["FD-colour_infinity"] == "a line needs 48 samples, there are 5"
-    assert found["left_out"]["crop-FD-colour"] == "65 images are smaller than a crop of 41 px"
+    assert found["left_out"]["crop-FD-colour"] == "65 of 65 images are smaller than a crop of 41 px"
     assert "left out: neighbours need 6 images" in "\n".join(as_text(found))
 
 
@@ -103,6 +103,21 @@ def test_files_that_cannot_be_read_are_counted_and_named(folders: tuple[Path, Pa
     found = evaluate(str(tmp_path / "x.zip"), str(folders[0]), ColourDetector, cache=tmp_path / "cache")
     assert (found["samples"]["images"], found["samples"]["failed"]) == (50, 1)
     assert any("1 more cannot be read; the first: zz.png" in line for line in as_text(found))
+
+
+def test_images_without_a_crop_are_left_out_of_that_distance_and_counted(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for i, path in enumerate(sorted(folders[1].glob("*.png"))):
+        with Image.open(path) as image:
+            (image.crop((0, 0, 30, 30)) if i < 2 else image).save(tmp_path / path.name)
+    found = evaluate(str(tmp_path), str(folders[0]), ColourDetector, sampling=Sampling(crop=32), cache=tmp_path / "c")
+    assert found["samples"]["without_crop"] == 2 and found["reference"]["without_crop"] == 0
+    assert found["figures"]["crop-FD-colour"] > 0
+    assert any("2 are too small for a crop" in line for line in as_text(found))
+    assert evaluate(str(tmp_path), str(folders[0]), ColourDetector, sampling=Sampling(crops=0), cache=tmp_path / "c")[
+        "left_out"
+    ] == {"crop-FD-colour": "no crops were asked for"}
 
 
 def test_the_command_measures_fd_effnet_and_never_calls_it_fid(folders: tuple[Path, Path], tmp_path: Path) -> None:
