@@ -443,6 +443,53 @@ def query(root: str, sql: str | None, show_schema: bool, **options: Any) -> None
 
 
 @cli.command()
+@click.argument("root", metavar="RUN")
+@click.option("--by", required=True, metavar="COLUMN|SQL", help="What makes the groups: of the columns of `samples`.")
+@click.option("--view", metavar="NAME", help="The view that decides.  [default: the packed one]")
+@click.option(
+    "--format", type=click.Choice(["table", "json", "csv", "parquet"]), help="[default: by --out, else table]"
+)
+@click.option("--out", metavar="FILE", help="Write it there, a path or URL, whole or not at all.")
+@click.option("--limit", type=click.IntRange(min=1), help="Groups shown at most.  [default: 40 in a table, else all]")
+def audit(root: str, by: str, view: str | None, out: str | None, limit: int | None, **options: Any) -> None:
+    """Say whether cleaning treats groups alike: outcomes by class, or by anything that SQL finds in the manifests.
+
+    For each group the shares with 95 % intervals, then whether the groups differ (chi-square) and which two most, with
+    an interval that holds for all pairs at once.
+
+    \b
+    Examples:
+      idm-curate audit runs/imagenet --by class_name
+      idm-curate audit runs/ffhq --by "floor(5 * severity) / 5" --view strict
+      idm-curate audit runs/faces --by "split_part(parse_filename(source_name), '_', 3)" --out race.json
+
+    UTKFace names a file age_gender_race_date.jpg: split_part's last argument is 1, 2 or 3. Gender is 0 male, 1 female;
+    race 0 White, 1 Black, 2 Asian, 3 Indian, 4 others.
+    """
+    import json
+
+    from manifests import rundir, storage
+    from pipelines import audit as audits
+    from pipelines import query as queries
+
+    found = audits.audit(rundir.read(root), by, view)
+    form: queries.Format = options["format"] or queries.format_of(out)
+    if form == "json":
+        text = json.dumps(audits.as_json(found), indent=2, ensure_ascii=False)
+        if out:
+            storage.write_bytes(text.encode() + b"\n", out)
+        else:
+            click.echo(text)
+        return
+    table = (audits.as_shown if form == "table" else audits.as_table)(found).to_reader()
+    left_out = queries.write(table, out, form, limit) if out else queries.print_to(sys.stdout, table, form, limit)
+    if left_out:
+        click.echo(f"{left_out} more rows; --limit shows more of them, --out FILE keeps them all", err=True)
+    for line in audits.as_text(found):
+        click.echo(line, err=form != "table")
+
+
+@cli.command()
 @click.argument("root_a", metavar="RUN_A")
 @click.argument("root_b", metavar="RUN_B")
 @click.option("--policy", metavar="NAME", help="The view that decides in RUN_A.  [default: the packed one]")

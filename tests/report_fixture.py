@@ -133,6 +133,7 @@ def write_run(
     damaged: float = 0.5,
     nulls: bool = False,
     hostile: str | None = None,
+    classes: bool = False,
     shard_size: int = 20,
 ) -> Path:
     """Write a run as the stages would leave it after the stage ``until``.
@@ -148,6 +149,7 @@ def write_run(
         damaged: share of samples that are degraded, and then restored.
         nulls: leave out every measurement.
         hostile: the run's name and every source name.
+        classes: whether the samples are of three classes.
         shard_size: samples per shard.
     """
     config = {
@@ -160,7 +162,7 @@ def write_run(
     listed |= {"licence": "CC0-1.0 and others", "homepage": "https://scikit-image.org", "problems": []}
     storage.write_json(listed, run.url("source", "listing.json"))
 
-    samples = _samples(run, count, size, truth=truth, damaged=damaged, hostile=hostile, nulls=nulls)
+    samples = _samples(run, count, size, truth=truth, damaged=damaged, hostile=hostile, nulls=nulls, classes=classes)
     listing = [_only(s.row, schema.LISTING.names) | {"container": "skimage"} for s in samples]
     _write_table(listing, schema.LISTING, root / "source" / "listing.parquet", shard_size)
     stages = STAGES[: STAGES.index(until) + 1]
@@ -176,6 +178,9 @@ def write_run(
         _write_table(view, schema.VIEW, root / "views" / "default.parquet", shard_size)
         counts = dict(Counter(row["status"] for row in view))
         marker = {"policy": POLICY, "fingerprint": run.view_fingerprint(POLICY), "rows": count, "counts": counts}
+        with (root / "views" / "default.parquet").open("rb") as f:
+            nbytes, digest = shards.sha256_of(f)
+        marker["files"] = {"parquet": {"name": "default.parquet", "bytes": nbytes, "sha256": digest}}
         storage.write_json(marker, run.url("views", "default.json"))
     if "cleaned" in stages:
         (root / "cleaned" / "README.md").write_text("# sample, cleaned\n\nLicence: CC0, <b>bold</b>.\n")
@@ -191,7 +196,15 @@ def _only(row: Row, names: list[str]) -> Row:
 
 
 def _samples(
-    run: rundir.Run, count: int, size: int, *, truth: bool, damaged: float, hostile: str | None, nulls: bool
+    run: rundir.Run,
+    count: int,
+    size: int,
+    *,
+    truth: bool,
+    damaged: float,
+    hostile: str | None,
+    nulls: bool,
+    classes: bool,
 ) -> list[Sample]:
     rng = np.random.default_rng(3)
     samples: list[Sample] = []
@@ -207,6 +220,7 @@ def _samples(
             "shard": run.shards()[i // run.listing()["shard_size"]],
             "source_name": hostile or f"photographs/{i % 5}/{key}.png",
             "status": "kept_original",
+            "class_name": f"{hostile or 'class'} {i % 3}" if classes else None,
         }
         if truth:
             row["truth"] = {"source_name": f"truth/{key}.png", "container": run.url("raw", "truth", f"{key}.png")}
@@ -241,6 +255,9 @@ def _findings(i: int, pristine: RGB, original: RGB, candidate: RGB, *, truth: bo
         return row | {"reason": "clean"}
     row |= {"status": "restored", "passes": 1 + i % 2, "evaluations": 4 * (1 + i % 2)}
     row |= {"severity_after": severity(candidate, pristine), "psnr_source": psnr(candidate, original)}
+    if i % 3:  # every third has no face
+        row |= {"face_model": "mobilefacenet", "faces": 1, "faces_after": 1}
+        row |= {"identity_cosine": 1 - row["severity"] / (2 + i % 5), "landmark_error": i / 500}
     row |= {"truth_psnr_after": psnr(candidate, pristine)} if truth else {}
     return row | measurements(candidate, "after_")
 
