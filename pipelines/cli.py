@@ -337,16 +337,18 @@ def pack(root: str, dry_run: bool, retry_failed: bool, **options: Any) -> None:
 
 @cli.command()
 @click.argument("root", metavar="RUN")
-def report(root: str) -> None:
+@click.option("--audit-by", multiple=True, metavar="COLUMN|SQL", help="A further audit, as `audit --by`; repeatable.")
+def report(root: str, audit_by: tuple[str, ...]) -> None:
     """Write report.html and report.json from whatever the run holds.
 
     \b
-    Example:
+    Examples:
       idm-curate report runs/ffhq
+      idm-curate report runs/faces --audit-by "split_part(parse_filename(source_name), '_', 2)"
     """
     from pipelines.report import write_report
 
-    click.echo(write_report(root))
+    click.echo(write_report(root, audit_by=audit_by))
 
 
 @cli.command()

@@ -6,7 +6,7 @@ import base64
 import io
 import itertools
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,7 @@ from pipelines.datasets.reading import read_file
 from pipelines.evidence import Evidence
 
 ROLES = ("original", "restored", "truth")
-MOST_SAMPLES = 60
+MOST_SAMPLES = 120
 MAX_SIDE = 256  # of a shown image, pixels
 # Up to here a photograph is a few kB without loss, and a lossy thumbnail would hide what restoration changed.
 LOSSLESS_SIDE = 128
@@ -69,17 +69,22 @@ def choose(evidence: Evidence, seed: int, most: int = MOST_SAMPLES) -> dict[int,
     """
     severity, changed = evidence.numbers("severity"), evidence.numbers("psnr_source")
     gain = evidence.numbers("truth_psnr_after") - evidence.numbers("truth_psnr_before")
+    identity = evidence.numbers("identity_cosine")
     rng = np.random.default_rng(seed)
 
     def drawn(status: str) -> Indices:
         return rng.permutation(np.flatnonzero(evidence.is_("status", status)))
 
     lists = {
-        "most severe": _first(-severity, 18),
-        "most changed": _first(changed, 18),
+        "lowest identity": _first(identity, 10),
+        "lowest identity of restored": _first(np.where(evidence.is_("status", "restored"), identity, np.nan), 10),
+        "largest LPIPS": _first(-evidence.numbers("lpips_source"), 10),
+        "lowest re-degradation": _first(evidence.numbers("redegradation"), 10),
+        "most severe": _first(-severity, 12),
+        "most changed": _first(changed, 12),
         "largest loss": _first(np.where(gain < 0, gain, np.nan), 9),
         "largest gain": _first(np.where(gain > 0, -gain, np.nan), 9),
-        "rejected": drawn("rejected")[:12],
+        "rejected, gate by gate": _gates_in_turn(evidence, drawn("rejected"))[:20],
         "restored, at random": drawn("restored")[:12],
         "kept, at random": drawn("kept_original")[:9],
     }
@@ -91,6 +96,16 @@ def choose(evidence: Evidence, seed: int, most: int = MOST_SAMPLES) -> dict[int,
         elif len(chosen) < most:
             chosen[i] = [name]
     return chosen
+
+
+def _gates_in_turn(evidence: Evidence, order: Indices) -> Indices:
+    """These rows, in this order, but each gate has its turn: one that refuses seldom is seen too."""
+    seen = Counter[str | None]()
+    turns = []
+    for gate in evidence.table["gate"].take(pa.array(order, pa.int64())).to_pylist():
+        turns.append(seen[gate])
+        seen[gate] += 1
+    return order[np.argsort(np.array(turns, np.int64), kind="stable")]
 
 
 def _first(values: npt.NDArray[np.float64], n: int) -> Indices:

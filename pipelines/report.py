@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,10 @@ import yaml
 from manifests import attempts, rundir, schema, status, storage
 from manifests.rundir import Run
 from pipelines import gallery, histograms, page
+from pipelines.audit import LEAST, SHARES
 from pipelines.evidence import Evidence, Stage, read_evidence
+from pipelines.report_audit import audits
+from pipelines.report_samples import order_values, orders, sample_figures
 
 REPORT_VERSION = 1
 MAX_BYTES = 12_000_000
@@ -28,7 +30,9 @@ MOST_GROUPS, MOST_IN_GROUP, MOST_FAILED, MOST_REASONS, MOST_SHARDS = 24, 6, 200,
 MOST_TEXT = 400  # characters of any one string from the dataset or the configuration
 
 
-def write_report(run_dir: Path | str, *, view: str | None = None, max_bytes: int = MAX_BYTES) -> Path:
+def write_report(
+    run_dir: Path | str, *, view: str | None = None, audit_by: Sequence[str] = (), max_bytes: int = MAX_BYTES
+) -> Path:
     """Write ``report.html`` and ``report.json`` into a run directory, finished or not, and return the page's path.
 
     The same run gives the same bytes. Samples are read from the tars only for the few that are shown.
@@ -36,10 +40,12 @@ def write_report(run_dir: Path | str, *, view: str | None = None, max_bytes: int
     Args:
         run_dir: path or URL of the run.
         view: name of the policy to report on; by default the one that ``cleaned/`` was packed by.
+        audit_by: columns or SQL expressions, as ``pipelines.audit.audit`` takes them, beside the classes.
         max_bytes: bound of the page; the gallery is cut to fit, and says so.
 
     Raises:
         RunError: this is no run directory, or nothing has been ingested.
+        ConfigError: an expression of ``audit_by`` is wrong.
     """
     root = str(run_dir)
     run = rundir.read(root)
@@ -62,7 +68,8 @@ def write_report(run_dir: Path | str, *, view: str | None = None, max_bytes: int
             "headline": _headline(run, evidence),
             "counts": _counts(evidence),
             "histograms": [dataclasses.asdict(chart) for chart in charts],
-            "gallery": {"chosen": len(chosen), "samples": [_sample(s) for s in shown]},
+            "gallery": {"chosen": len(chosen), "samples": [sample_figures(s, evidence) for s in shown]},
+            "audits": audits(run, evidence, audit_by),
             "duplicates": _duplicates(run, evidence, groups),
             "failures": _failures(run, evidence),
             "provenance": _provenance(run, evidence),
@@ -73,7 +80,10 @@ def write_report(run_dir: Path | str, *, view: str | None = None, max_bytes: int
         charts=charts,
         pictures=[_by_role(s) for s in shown],
         group_pictures=[[_by_role(s) for s in members] for members in groups],
-        sort_values=_sort_values(figures["gallery"]["samples"]),
+        sort_values=order_values(figures["gallery"]["samples"]),
+        orders=orders(figures["gallery"]["samples"]),
+        shares=SHARES,
+        least=LEAST,
         statuses=schema.STATUSES,
         measures=schema.names(schema.MEASUREMENTS),
         changes=schema.names(schema.CHANGES),
@@ -195,23 +205,8 @@ def _threshold(run: Run, evidence: Evidence) -> float | None:
     return None
 
 
-def _sample(shown: gallery.Shown) -> dict[str, Any]:
-    before, after = shown.row["truth_psnr_before"], shown.row["truth_psnr_after"]
-    gain = after - before if before is not None and after is not None else None
-    token = (shown.row["reason"] or "").split(":")[0] or None
-    return {**shown.row, "token": token, "truth_gain": gain, "chosen_as": shown.chosen_as, "problem": shown.problem}
-
-
 def _by_role(shown: gallery.Shown) -> dict[str, gallery.Picture | None]:
     return {role: shown.pictures.get(role) for role in gallery.ROLES}
-
-
-def _sort_values(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the page's script filters and sorts by; ``random`` is an order that every visit sees alike."""
-    columns = ("status", "gate", "token", "chosen_as", "severity", "psnr_source", "truth_gain")
-    return [
-        {**{c: s[c] for c in columns}, "random": hashlib.sha256(s["key"].encode()).hexdigest()[:8]} for s in samples
-    ]
 
 
 def _duplicate_groups(run: Run, evidence: Evidence, budget: int) -> list[list[gallery.Shown]]:

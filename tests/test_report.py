@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -13,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests import attempts, rundir, schema, storage
-from manifests.errors import RunError
-from pipelines import evidence, report
+from manifests.errors import ConfigError, RunError
+from pipelines import evidence, report, report_audit, report_samples
 from pipelines.report import write_report
 from tests.report_fixture import POLICY, figures_of, write_run
 
@@ -115,6 +116,54 @@ def test_a_source_that_equals_its_truth_cannot_come_nearer() -> None:
     assert truth == {
         "samples": 3, "were_equal": 1, "psnr_before": 25.0, "psnr_after": 27.0, "nearer": 1, "nearer_share": 1 / 3,
     }  # fmt: skip
+
+
+def test_why_a_candidate_was_refused_is_told_in_numbers(finished: Path) -> None:
+    samples = figures_of(finished)["gallery"]["samples"]
+    refused = [s for s in samples if s["status"] == "rejected"]
+    bounds = {gate["quantity"]: gate.get("max", gate.get("min")) for gate in POLICY["gates"]}
+    assert {s["gate"] for s in refused} <= set(bounds) and refused
+    for s in refused:
+        assert s["asked"]["bound"] == bounds[s["gate"]]
+        assert s["asked"]["value"] == pytest.approx(s[s["gate"]], abs=1e-4), "the margin leads back to what was found"
+        assert (s["asked"]["value"] > s["asked"]["bound"]) is (s["asked"]["side"] == "max")
+    assert all(s["asked"] is None for s in samples if s["status"] != "rejected")
+
+
+def test_of_two_bounds_of_one_quantity_none_is_named() -> None:
+    row = {"gate": "severity_after", "margin": -0.25}
+    gates = [{"quantity": "severity_after", "max": 0.5}, {"quantity": "psnr_source", "min": 24.0}]
+    assert report_samples._asked(row, {"gates": gates}) == {"value": 0.75, "side": "max", "bound": 0.5}
+    assert report_samples._asked(row, {"gates": [*gates, {"quantity": "severity_after", "min": 0.1}]}) is None
+    assert report_samples._asked({"gate": None, "margin": 0.1}, {"gates": gates}) is None
+    kept = {"gate": "min_severity", "margin": -0.25}
+    assert report_samples._asked(kept, {"min_severity": 0.5}) == {"value": 0.25, "side": "min", "bound": 0.5}
+
+
+def test_audits_are_of_the_classes_and_of_what_was_asked(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "run", size=32, classes=True)
+    folder = "split_part(source_name, '/', 2)"
+    html = write_report(root, audit_by=[folder, "class_name"]).read_text()
+    audits = json.loads((root / "report.json").read_text())["audits"]
+    assert [a["by"] for a in audits] == ["class_name", folder]
+    for found in audits:
+        assert sum(g["n"] for g in found["shown_groups"]) == found["whole"]["n"] == 60
+        assert found["groups"] == len(found["shown_groups"]) and found["view"] == "default"
+        assert f'<td class="wide">{found["shown_groups"][0]["name"]}</td>' in html
+    with pytest.raises(ConfigError, match="nothing"):
+        write_report(root, audit_by=["nothing"])
+
+
+def test_without_classes_or_candidates_there_is_no_audit(finished: Path, tmp_path: Path) -> None:
+    assert figures_of(finished)["audits"] == []
+    assert figures_of(write_run(tmp_path / "run", count=12, until="source", classes=True))["audits"] == []
+
+
+def test_of_many_groups_the_most_unlike_are_shown(finished: Path) -> None:
+    write_report(finished, audit_by=["key"])
+    (found,) = json.loads((finished / "report.json").read_text())["audits"]
+    assert found["groups"] == 60 and len(found["shown_groups"]) == report_audit.MOST_SHOWN
+    assert {g["name"] for g in found["shown_groups"]} >= {"s00013", "s00033", "s00053"}, "those that failed are few"
 
 
 # ---- Runs that are not finished, or strange

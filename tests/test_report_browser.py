@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(write_run(tmp_path_factory.mktemp("browser") / "run"))
+    return write_report(
+        write_run(tmp_path_factory.mktemp("browser") / "run", classes=True), audit_by=["floor(3 * severity)"]
+    )
 
 
 @pytest.fixture
@@ -170,8 +173,10 @@ def test_filters_and_order(opened: Any, report: Path) -> None:
     assert counted == total
 
     page.select_option("select[name=status]", "restored")
-    page.select_option("select[name=why]", "gate_severity_after")
+    page.select_option("select[name=gate]", "severity_after")
     assert cards.count() == 0 and page.locator("#none").is_visible()
+    page.select_option("select[name=status]", "rejected")
+    assert 0 < cards.count() == page.locator(".card:visible .values dt:text-is('severity after')").count()
     page.get_by_role("button", name="Reset").click()
     assert cards.count() == total and not page.locator("#none").is_visible()
 
@@ -180,9 +185,79 @@ def test_filters_and_order(opened: Any, report: Path) -> None:
         return [float(text.split("\u2009")[0].split("→")[0]) for text in rows]
 
     assert values("severity") == sorted(values("severity"), reverse=True)
-    page.select_option("select[name=sort]", "changed")
+    page.select_option("select[name=sort]", "psnr_source")
     assert values("to source, dB") == sorted(values("to source, dB"))
     assert len(values("to source, dB")) > 5
+
+
+def shown_by(page: Any) -> list[tuple[str, float]]:
+    """What the order is by, of each card shown."""
+    texts = page.locator(".card:visible .by").all_inner_texts()
+    return [(text.rpartition(" ")[0], float(text.rpartition(" ")[2])) for text in texts]
+
+
+def test_the_ten_with_the_lowest_identity(opened: Any, report: Path) -> None:
+    page = opened(report)
+    page.select_option("select[name=sort]", "identity_cosine")
+    assert page.input_value("select[name=direction]") == "low"
+    page.select_option("select[name=most]", "10")
+    found = shown_by(page)
+    samples = json.loads((report.parent / "report.json").read_text())["gallery"]["samples"]
+    known = sorted(s["identity_cosine"] for s in samples if s["identity_cosine"] is not None)
+    assert page.inner_text("#visible") == "10" and {label for label, _ in found} == {"identity cosine"}
+    assert [value for _, value in found] == pytest.approx(known[:10], rel=1e-3)
+    page.select_option("select[name=direction]", "high")
+    assert [value for _, value in shown_by(page)] == pytest.approx(known[::-1][:10], rel=1e-3)
+    page.get_by_role("button", name="Reset").click()
+    assert page.input_value("select[name=direction]") == "high", "severity, as at first"
+
+
+def test_every_order_is_an_order(opened: Any, report: Path) -> None:
+    shown = """() => {
+      const controls = document.getElementById("controls"), shown = {};
+      for (const option of controls.elements.sort.options) {
+        for (const [name, value] of [["sort", option.value], ["direction", "low"]]) {
+          controls.elements[name].value = value;
+          controls.elements[name].dispatchEvent(new Event("input", {bubbles: true}));
+        }
+        const by = [...document.querySelectorAll(".card:not([hidden]) .by:not([hidden])")];
+        shown[option.value] = by.map(e => Number(e.textContent.split(" ").pop()));
+      }
+      return shown;
+    }"""
+    orders = opened(report).evaluate(shown)
+    assert len(orders) > 20 and orders.pop("random") == []
+    for column, values in orders.items():
+        assert values and values == sorted(values), column
+
+
+def test_why_a_sample_was_refused(opened: Any, report: Path) -> None:
+    page = opened(report)
+    one = card(page, "rejected")
+    told = one.locator(".values").inner_text()
+    assert "asked ≤ 0.6" in told or "asked ≥ 24" in told
+    assert "gate_" in told and "margin" in told
+
+
+def test_from_the_outcome_to_its_samples(opened: Any, report: Path) -> None:
+    page = opened(report)
+    page.select_option("select[name=sort]", "identity_cosine")
+    page.locator("#outcome tr:has(.chip.rejected) a.see").first.click()
+    assert page.input_value("select[name=status]") == "rejected"
+    why = page.input_value("select[name=why]")
+    assert why.startswith("gate_")
+    cards = page.locator(".card:visible")
+    assert cards.count() == page.locator(f".card:visible dd:text-is('{why}')").count() > 0
+
+
+def test_the_audit_is_on_the_page(opened: Any, report: Path) -> None:
+    page = opened(report)
+    tables = page.locator("#audit table")
+    assert tables.count() == 2 and page.locator("#audit tr.whole").count() == 2
+    assert tables.first.locator("tbody tr").all_inner_texts()[0].startswith("class 0")
+    whisker = tables.first.locator("td.interval .whisker").first
+    dot = whisker.evaluate("e => getComputedStyle(e, '::after').left")
+    assert 0 < float(dot.removesuffix("px")) < whisker.bounding_box()["width"]
 
 
 def test_histograms_switch_between_restored_samples_and_the_dataset(opened: Any, report: Path) -> None:
@@ -211,7 +286,7 @@ def test_no_sideways_scrolling(opened: Any, report: Path, width: int) -> None:
 
 
 def test_hostile_names_are_text(opened: Any, tmp_path: Path) -> None:
-    page = opened(write_report(write_run(tmp_path / "run", count=14, hostile=HOSTILE)))
+    page = opened(write_report(write_run(tmp_path / "run", count=14, hostile=HOSTILE, classes=True)))
     assert page.inner_text("h1") == HOSTILE
     assert page.locator(".card .name").first.inner_text() == HOSTILE
     assert page.locator("img[src='x'], img[onerror]").count() == 0

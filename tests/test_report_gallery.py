@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -31,9 +33,30 @@ def test_chosen_samples_are_the_extremes_and_every_list_has_its_turn(finished: P
     assert "most changed" in chosen[int(np.nanargmin(change))]
     assert "largest loss" in chosen[int(np.nanargmin(gain))] and "largest gain" in chosen[int(np.nanargmax(gain))]
     assert all(gain[i] < 0 for i, why in chosen.items() if "largest loss" in why)
-    few = gallery.choose(found, seed=1, most=7)
-    assert len(few) == 7 and len({name for why in few.values() for name in why}) == 7
+    few = gallery.choose(found, seed=1, most=9)
+    assert len(few) == 9 and len({name for why in few.values() for name in why}) >= 9
     assert gallery.choose(found, seed=1) == chosen != gallery.choose(found, seed=2)
+
+
+def test_the_ten_with_the_lowest_identity_are_all_there(finished: Path) -> None:
+    found = evidence.read_evidence(rundir.read(str(finished)))
+    identity = found.numbers("identity_cosine")
+    assert np.isfinite(identity).sum() > 10
+    chosen = gallery.choose(found, seed=1)
+    lowest = {i for i, why in chosen.items() if "lowest identity" in why}
+    assert lowest == set(np.argsort(identity, kind="stable")[:10].tolist())
+    restored = found.is_("status", "restored")
+    accepted = [i for i, why in chosen.items() if "lowest identity of restored" in why]
+    assert len(accepted) == 10 and restored[accepted].all()
+
+
+def test_every_gate_that_refused_is_seen(finished: Path) -> None:
+    found = evidence.read_evidence(rundir.read(str(finished)))
+    gates = ["often"] * 40 + ["seldom"] + [None] * 19
+    table = found.table.set_column(found.table.column_names.index("gate"), "gate", pa.array(gates))
+    order = np.random.default_rng(0).permutation(41)
+    turns = gallery._gates_in_turn(dataclasses.replace(found, table=table), order)
+    assert 40 in turns[:2] and sorted(turns) == sorted(order)
 
 
 def test_small_pictures_are_shown_without_loss(tmp_path: Path) -> None:
