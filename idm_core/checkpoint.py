@@ -78,23 +78,28 @@ def load_checkpoint(path: Path) -> tuple[Networks, Config, str]:
         )
     config = _parse_config(path, metadata.get("config", ""))
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in Networks(config.preset).state_dict().items()}
+        expected = Networks(config.preset).state_dict()
+    check_weights(path, config.preset.name, tensors, expected)
+    networks = Networks(config.preset)
+    networks.load_state_dict(tensors)
+    return networks.eval().requires_grad_(False), config, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_weights(path: Path, preset: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """CheckpointError if a file's tensors are not those of a network, by name and shape, or are not finite."""
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     wrong += [f"{name} is unknown" for name in tensors if name not in expected]
     wrong += [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
     ]
     wrong += [f"{name} holds values that are not finite" for name, t in tensors.items() if not bool(t.isfinite().all())]
     if wrong:
         raise CheckpointError(
-            f"the weights in {path} do not fit preset {config.preset.name!r}: {'; '.join(wrong[:3])}"
+            f"the weights in {path} do not fit preset {preset!r}: {'; '.join(wrong[:3])}"
             + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         )
-    networks = Networks(config.preset)
-    networks.load_state_dict(tensors)
-    return networks.eval().requires_grad_(False), config, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:

@@ -24,6 +24,7 @@ from idm_core.checkpoint import (
 from idm_core.degradations import RECIPES, degrade, mixture, quantise
 from idm_core.losses import Perceptual, pointwise_loss
 from idm_core.presets import Preset
+from idm_core.process_group import begin_together, sum_over_processes
 from idm_core.severity import map_to_severity, severity_loss, severity_to_rmse, true_severity
 from idm_core.training_data import Batches, Pristine, loader
 from idm_core.training_state import STATE, forget_after, load_state, save_state
@@ -124,7 +125,7 @@ def train(
     options = asdict(config) | {"start": start_sha256}
     nimg, seconds_before = load_state(out / STATE, networks, average, optimizer, options)
     if world > 1:
-        _begin_together(nimg, out, device)
+        begin_together(nimg, out, device)
     parameters: list[Tensor] = list(networks.parameters())
     averaged: list[Tensor] = [average[name] for name, _ in networks.named_parameters()]
     if config.compile:
@@ -184,7 +185,7 @@ def train(
 
         # Step and average.
         if world > 1:
-            _sum_over_processes([p.grad for p in parameters if p.grad is not None])
+            sum_over_processes([p.grad for p in parameters if p.grad is not None])
         for network in (networks.denoiser, networks.severity):  # apart: their gradients differ a hundredfold
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -222,25 +223,6 @@ def restore_once(preset: Preset, networks: Networks, y: Tensor, severity: Tensor
         return chain.denoise(networks.denoiser, x, y, level, severity, preset)
 
     return quantise(chain.sample(denoise, y, severity, lambda _: noise, 1, preset))
-
-
-def _begin_together(nimg: int, out: Path, device: str) -> None:
-    """All processes go on from the same state: with different ones they would train, and to no purpose."""
-    ends = torch.tensor([nimg, -nimg], device=device)
-    dist.all_reduce(ends, dist.ReduceOp.MAX)
-    most, least = int(ends[0]), -int(ends[1])
-    if most != least:
-        raise RuntimeError(
-            f"the processes found states at nimg {least} and {most} in {out}: all nodes have to see one folder"
-        )
-
-
-def _sum_over_processes(gradients: list[Tensor]) -> None:
-    """In one message: these networks are small, and it is sent once a step."""
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
 
 
 def learning_rate(config: TrainConfig, nimg: int) -> float:

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from idm_core.checkpoint import CheckpointError, Networks, load_tensors, save_tensors
+from idm_core.checkpoint import CheckpointError, load_tensors, save_tensors
 
 STATE: Final = "training-state.safetensors"
 #: Options that may change when a run goes on: its length, and what does not touch the numbers.
-FREE: Final = frozenset({"nimg", "save_nimg", "data_processes"})
+FREE: Final = frozenset({"nimg", "save_nimg", "snapshot_nimg", "data_processes"})
 
 
 def save_state(
     path: Path,
-    networks: Networks,
+    networks: nn.Module,
     average: dict[str, Tensor],
     optimizer: torch.optim.Adam,
     options: dict[str, Any],
@@ -36,7 +36,7 @@ def save_state(
 
 def load_state(
     path: Path,
-    networks: Networks,
+    networks: nn.Module,
     average: dict[str, Tensor],
     optimizer: torch.optim.Adam,
     options: dict[str, Any],
@@ -58,7 +58,7 @@ def load_state(
                 f"{path} was trained with other options ({', '.join(differ)}); "
                 "continue with those, or use another folder"
             )
-        networks.load_state_dict({k: tensors[f"network.{k}"] for k in average})
+        networks.load_state_dict({k: tensors[f"network.{k}"] for k in networks.state_dict()})
         for name, tensor in average.items():
             tensor.copy_(tensors[f"average.{name}"])
         for name, parameter in networks.named_parameters():

@@ -43,20 +43,28 @@ def schedule(steps: int) -> list[float]:
     return [(first + i / max(steps - 1, 1) * (last - first)) ** RHO for i in range(steps)]
 
 
+def sigma_at(position: Tensor) -> Tensor:
+    """Training's sigmas: log-normal, by their quantile in [0, 1]; table 1, "noise distribution"."""
+    return torch.exp(P_MEAN + P_STD * torch.special.ndtri(position.clamp(1e-4, 1 - 1e-4)))
+
+
+def scalings(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """c_skip, c_out and c_in, table 1 "network and preconditioning", each shaped like sigma."""
+    variance = sigma.square() + SIGMA_DATA**2
+    return SIGMA_DATA**2 / variance, sigma * SIGMA_DATA / variance.sqrt(), 1 / variance.sqrt()
+
+
 def corrupt(
     x0: Tensor, y: Tensor, position: Tensor, severity: Tensor, noise: Tensor, preset: Preset
 ) -> tuple[Tensor, Tensor]:
     """x0 with noise whose log sigma is normal; ``position`` is its quantile."""
-    sigma = torch.exp(P_MEAN + P_STD * torch.special.ndtri(position.clamp(1e-4, 1 - 1e-4)))
-    level = sigma_to_level(sigma)
+    level = sigma_to_level(sigma_at(position))
     return (2 * x0 - 1) + level_to_sigma(level)[:, None, None, None] * noise, level
 
 
 def denoise(network: nn.Module, x: Tensor, y: Tensor, level: Tensor, severity: Tensor, preset: Preset) -> Tensor:
     """D(x; sigma, y), brought back to [0, 1]."""
-    sigma = level_to_sigma(level)[:, None, None, None]
-    variance = sigma.square() + SIGMA_DATA**2
-    c_skip, c_out, c_in = SIGMA_DATA**2 / variance, sigma * SIGMA_DATA / variance.sqrt(), 1 / variance.sqrt()
+    c_skip, c_out, c_in = scalings(level_to_sigma(level)[:, None, None, None])
     residual: Tensor = network(c_in * x, y, level, severity)
     return (c_skip * x + c_out * residual.float() + 1) / 2
 

@@ -1,0 +1,97 @@
+"""The generators' sizes and how each is trained, in two tables: one row is one model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class DdmPreset:
+    """A diffusion model: the shape of its denoiser, as in ``idm_core.presets.Preset``, and its training.
+
+    Attributes:
+        name: what a configuration calls it.
+        resolution: side of the images, pixels.
+        stem, widths, encoder, decoder, embedding: of the denoiser; see ``Preset``.
+        batch: images per forward and backward pass.
+        lr: of Adam, after the warm-up.
+        lr_end: what it falls to by the end of the run, along a cosine.
+        ema_nimg: half-life of the averaged weights, images; shorter in the beginning.
+    """
+
+    name: str
+    resolution: int
+    stem: int
+    widths: tuple[int, ...]
+    encoder: tuple[int, ...]
+    decoder: tuple[int, ...]
+    embedding: int
+    batch: int
+    lr: float
+    lr_end: float
+    ema_nimg: int
+
+
+@dataclass(frozen=True, slots=True)
+class GanPreset:
+    """A GAN: the shape that generator and discriminator share, and their training.
+
+    Attributes:
+        name: what a configuration calls it.
+        resolution: side of the images, pixels: 4 times 2 to the number of widths less one.
+        latent: numbers that an image is made from.
+        widths: channels at each resolution, from 4 x 4 pixels on.
+        blocks: residual blocks at each resolution.
+        expansion: channels inside a block by those outside it.
+        group: channels of one group of the 3 x 3 convolutions; 0 for one group of all.
+        batch, lr, lr_end, ema_nimg: as of a diffusion model.
+        gamma: weight of the gradient penalties; the larger, the steadier and the slower.
+        gamma_end: what it falls to by the end of the run, along a cosine.
+        penalty_every: steps; at every so many the penalties are taken, so many times as heavy (lazy regularisation).
+    """
+
+    name: str
+    resolution: int
+    latent: int
+    widths: tuple[int, ...]
+    blocks: int
+    expansion: int
+    group: int
+    batch: int
+    lr: float
+    lr_end: float
+    ema_nimg: int
+    gamma: float
+    gamma_end: float
+    penalty_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.resolution != 4 * 2 ** (len(self.widths) - 1):
+            raise ValueError(f"preset {self.name}: {len(self.widths)} widths are not of {self.resolution} pixels")
+
+
+GeneratorPreset = DdmPreset | GanPreset
+
+# fmt: off
+DDM_PRESETS: Final = {preset.name: preset for preset in (
+    #         name       px   stem widths            encoder       decoder    emb  batch lr    end   ema
+    DdmPreset("ddm-32",  32,  2, (64, 128, 160),       (1, 1, 2),    (1, 1),    128, 32,  1e-3, 1e-3, 20_000),
+    DdmPreset("ddm-64",  64,  2, (128, 192, 256, 256), (2, 3, 3, 3), (3, 3, 3), 256, 256, 1e-3, 1e-3, 500_000),
+    DdmPreset("ddm-256", 256, 4, (128, 256, 384, 512), (2, 3, 4, 4), (4, 3, 3), 512, 64,  2e-4, 2e-4, 500_000),
+)}
+GAN_PRESETS: Final = {preset.name: preset for preset in (
+    #         name       px   z   widths                        blocks exp group batch lr    end   ema      gamma end
+    GanPreset("gan-32",  32,  64, (128, 128, 64, 32),                  2, 1, 0,  32,  2e-4, 5e-5, 10_000,  1,   0.1),
+    GanPreset("gan-64",  64,  64, (512, 512, 512, 384, 256),           2, 2, 16, 128, 2e-4, 5e-5, 500_000, 2,   0.2),
+    GanPreset("gan-256", 256, 64, (512, 512, 512, 512, 384, 256, 128), 2, 2, 16, 32,  5e-5, 2e-5, 500_000, 150, 15.0),
+)}
+# fmt: on
+
+
+def generator_preset(name: str) -> GeneratorPreset:
+    """The preset of that name; ValueError lists the names there are."""
+    presets: dict[str, GeneratorPreset] = {**DDM_PRESETS, **GAN_PRESETS}
+    if name not in presets:
+        raise ValueError(f"no generator preset is called {name!r}; there are {', '.join(presets)}")
+    return presets[name]
