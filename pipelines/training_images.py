@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +130,7 @@ def prepare_images(arm: Arm, resolution: int, path: Path, *, split: Split = "tra
         _file(staged, "json").write_bytes(storage.json_bytes(marker))
         _file(path, "json").unlink(missing_ok=True)  # at no moment does it vouch for files that are not its own
         for suffix in ("npy", "parquet", "json"):
-            os.replace(_file(staged, suffix), _file(path, suffix))
+            storage.publish(_file(staged, suffix), str(_file(path, suffix)))
     return open_images(path)
 
 

@@ -28,7 +28,7 @@ from idm_core.generators.training import annealed, learning_rate, snapshot_path
 from idm_core.network import Denoiser
 from idm_core.training_state import STATE
 from pipelines.frechet import frechet_distance, statistics_of
-from tests.tiny_generators import DDM, GAN, config, quarters, squares
+from tests.tiny_generators import DDM, GAN, config, quarters, squares, train_as_one_of
 
 SQUARES = squares(48)
 PRESETS = pytest.mark.parametrize("preset", [DDM, GAN], ids=["ddm", "gan"])
@@ -375,6 +375,37 @@ def test_accumulation_is_the_mean_over_its_batches(
     for name in (n for n in first if n.startswith(("exp_avg_sq", "step"))):
         torch.testing.assert_close(both[name], first[name])
     assert curve(tmp_path / "2")[0]["lr"] == curve(tmp_path / "1")[0]["lr"]
+
+
+def test_processes_share_a_step(tmp_path: Path) -> None:
+    """Two of them end where one does, but for the order in which gradients are added up."""
+    options = config(GAN, 16 * 4, classes=2, accumulate=2)
+    train(SQUARES, options, tmp_path / "one")
+    spawn = torch.multiprocessing.get_context("spawn").Process
+    group = [
+        spawn(target=train_as_one_of, args=(r, 2, options, tmp_path / "meeting", tmp_path / "two")) for r in (0, 1)
+    ]
+    for process in group:
+        process.start()
+    for process in group:
+        process.join()
+        assert process.exitcode == 0
+    one, two = (load_file(tmp_path / name / STATE) for name in ("one", "two"))
+    for name in (n for n in one if n.startswith(("network", "average"))):
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+    for a, b in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+
+
+@PRESETS
+def test_bf16_is_fp32_a_little_coarser(preset: DdmPreset | GanPreset, tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        train(SQUARES, replace(config(preset, 16 * 4), precision=precision), tmp_path / precision)
+    exact, coarse = (curve(tmp_path / precision)[-1] for precision in ("fp32", "bf16"))
+    assert exact != coarse
+    assert exact == pytest.approx(coarse, rel=0.05)
+    state = load_file(tmp_path / "bf16" / STATE)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
 def test_divergence_is_said(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
+import torch.distributed as dist
 
-from idm_core.generators import DdmPreset, GanPreset, Images, TrainConfig
+from idm_core.generators import DdmPreset, GanPreset, Images, TrainConfig, train
 
 DDM = DdmPreset("tiny-ddm", 8, 1, (16, 24), (1, 1), (1,), 16, 16, 3e-3, 3e-3, 500)
 GAN = GanPreset("tiny-gan", 8, 8, (24, 16), 1, 1, 0, 16, 2e-3, 1e-3, 500, 0.1, 0.05)
@@ -24,6 +27,13 @@ def squares(count: int) -> Images:
 
 def config(preset: DdmPreset | GanPreset, nimg: int, **options: int) -> TrainConfig:
     return TrainConfig(preset, nimg, **({"warmup_nimg": 64, "precision": "fp32"} | options))  # type: ignore[arg-type]
+
+
+def train_as_one_of(rank: int, world: int, options: TrainConfig, meeting: Path, out: Path) -> None:
+    """One process of a group that shares a training; top-level, so that another process can import it."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    train(squares(48), options, out)
+    dist.destroy_process_group()
 
 
 def quarters(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

@@ -32,7 +32,8 @@ class TrainConfig:
     """Options of one training run beside its preset's; lengths are counted in real images seen (nimg).
 
     Attributes:
-        nimg: length of the run.
+        nimg: length of the run, which the schedules of lr and gamma are stretched over. A finished run goes on when it
+            is given more, but where those fall it is not the run that had it from the start.
         classes: of a class-conditional generator; 0 for one that knows none.
         mirror: half of the images are seen mirrored.
         accumulate: batches that make one step of the optimiser; with several processes, they share these.
