@@ -1,7 +1,7 @@
 """The GAN's loss: R3GAN's (arXiv 2501.05441), relativistic pairs with zero-centred gradient penalties on both sides.
 
-    L(G, D) = E f(D(G(z)) - D(x)),   f(t) = -log(1 + exp(-t)):  G makes it large, D small        equation 2
-    R1 = gamma/2 E |grad D(x)|^2,  R2 = gamma/2 E |grad D(G(z))|^2                              equations 3, 4
+    L_D = E softplus(D(G(z)) - D(x)) + R1 + R2,   R1 = gamma/2 E |grad D(x)|^2,   R2 = gamma/2 E |grad D(G(z))|^2
+    L_G = E softplus(D(x) - D(G(z)))
 
 A fake is judged against the real image it is paired with, so D has no one boundary to push all fakes over; the
 penalties are what makes the game converge.

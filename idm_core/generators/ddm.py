@@ -53,7 +53,7 @@ def loss(network: nn.Module, x0: Tensor, sigma: Tensor, noise: Tensor, label: Te
 
 
 def sample_heun(denoise: Denoise, noise: Tensor, steps: int) -> Tensor:
-    """Images from standard normal noise, NCHW: 2 steps - 1 evaluations; algorithm 1 with S_churn = 0.
+    """Images from standard normal noise, NCHW: 2 steps - 1 evaluations; algorithm 1.
 
     The state is float64, as in the paper: sigma falls by a factor of 40,000 on the way.
     """
