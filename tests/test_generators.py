@@ -27,7 +27,7 @@ from idm_core.generators.snapshot import Config, load_snapshot, new_network, sav
 from idm_core.generators.training import annealed, learning_rate, snapshot_path
 from idm_core.network import Denoiser
 from idm_core.training_state import STATE
-from pipelines.frechet import frechet_distance, statistics_of
+from pipelines.metrics.frechet import frechet_distance, statistics_of
 from tests.tiny_generators import DDM, GAN, config, quarters, squares, train_as_one_of
 
 SQUARES = squares(48)
