@@ -34,7 +34,10 @@ def detail(image: Tensor, gain: float) -> Tensor:
     Damage shows in differences of a few levels, which the first convolution would have to subtract out of values a
     hundred times larger. Handed this, both networks learn much sooner.
     """
-    average = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    # Rows, then columns: on CPUs a third of what pooling three channels costs.
+    around = F.pad(image, (1, 1, 1, 1), mode="replicate")
+    rows = around[:, :, :-2] + around[:, :, 1:-1] + around[:, :, 2:]
+    average = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
     return torch.asinh(gain * (image - average))
 
 

@@ -109,11 +109,15 @@ FACES = [
 ]
 
 RESTORATION = [
-    _field("severity", pa.float32(), "damage as the restorer reads it: 0 clean, 1 worst"),
+    _field("severity", pa.float32(), "damage as the severity network of IDM reads it: 0 clean, 1 worst"),
     _field("severity_after", pa.float32(), "the same, read again on the candidate"),
     _field("passes", pa.int32(), "passes of the intrinsic iteration that were used; 0 when only looked at"),
     _field("evaluations", pa.int32(), "network evaluations spent on each pixel of this sample"),
-    _field("stop", pa.string(), "why it ended: clean | settled | passes | severity_rose | inconsistent | identity"),
+    _field(
+        "stop",
+        pa.string(),
+        "why it ended: clean | settled | passes | severity_rose | inconsistent | identity | declined",
+    ),
     *CHANGES,
     *FACES,
     _field("truth_psnr_before", pa.float32(), "PSNR of the source to the known truth, dB; infinite if equal"),

@@ -18,7 +18,7 @@ class BySeverity:
 
     What the model returns is believed to be a candidate, whatever it is: the gates decide on it, and it is kept for
     them. Only from the second pass on is one that reads worse than the one before undone. An image that the model
-    returns None for is left as it is, and reported as ``settled`` after no pass.
+    returns None for is left as it is, and reported as ``declined``.
 
     Attributes:
         config: that of the checkpoint that reads the severity, with one pass of one step.
@@ -61,7 +61,7 @@ class BySeverity:
             candidates = {}
             for i, old, image in zip(active, before, made, strict=True):
                 if image is None:
-                    results[i] = replace(old, stop="settled")
+                    results[i] = replace(old, stop="declined")
                 elif image.shape != images[i].shape or image.dtype != np.uint8:  # nothing to measure: the stage says so
                     results[i] = replace(old, image=image, passes=number, evaluations=number, stop="passes")
                 else:

@@ -174,11 +174,11 @@ def settles(trial: Trial) -> str | None:
 def reports_truly(trial: Trial) -> str | None:
     """What is reported as restored differs from the input, and what is reported as left alone does not.
 
-    An image may come back as it was if the report says so: no passes, or ``settled``.
+    An image may come back as it was if the report says so: no passes, ``settled`` or ``declined``.
     """
     images, results = [*trial.photos.damaged, *trial.photos.clean], [*trial.damaged, *trial.clean]
     same = [np.array_equal(r.image, image) for image, r in zip(images, results, strict=True)]
-    claimed = [s and r.passes > 0 and r.stop != "settled" for r, s in zip(results, same, strict=True)]
+    claimed = [s and r.passes > 0 and r.stop not in ("settled", "declined") for r, s in zip(results, same, strict=True)]
     silent = [not s and r.passes == 0 for r, s in zip(results, same, strict=True)]
     return _count("were reported as restored and are their input", claimed) or _count(
         "were reported as left alone and are changed", silent
