@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from idm_core import Restoration, Restorer
-from idm_core.restorer import consistency
+from idm_core.restorer import SEVERITY_ERROR, consistency
 from pipelines.restorers import Model, Photograph
 
 
@@ -70,7 +70,7 @@ class BySeverity:
             active = []
             for (i, image), severity in zip(candidates.items(), severities, strict=True):
                 old = replace(results[i], evaluations=number)
-                if number > 1 and severity > old.severity_after:
+                if number > 1 and severity > old.severity_after + SEVERITY_ERROR:
                     results[i] = replace(old, stop="severity_rose")
                     continue
                 same = consistency(images[i], image)

@@ -1,7 +1,8 @@
 """What a restorer does to held-out photographs: does it leave good ones alone, bring damaged ones back, and settle?
 
     IDM_DATA=... IDM_WEIGHTS=... python -m tests.benchmarks.authenticity --restorer idm-64 --json FILE
-        [--with l1=CHECKPOINT --with edm=CHECKPOINT] [--split validation] [--limit N] [--sheet FOLDER] [--card FILE]
+        [--with l1=CHECKPOINT --with edm=CHECKPOINT] [--split train|validation] [--limit N]
+        [--sheet FOLDER] [--card FILE]
 
 Truths are squares of photographs at 64 pixels (held_out.py), damaged by the recipes of idm_core/degradations.py with
 fixed seeds. LPIPS may be part of a restorer's own training; FD-EffNet and identity are not. Times are CPU time of one
@@ -227,7 +228,7 @@ def _beside(context: click.Context, parameter: click.Parameter, values: tuple[st
 @click.option("--restorer", "name", default="idm-64", help="A shipped restorer's name, or a checkpoint.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write every figure here.")
 @click.option("--with", "beside", multiple=True, callback=_beside, help="NAME=CHECKPOINT of a baseline; repeatable.")
-@click.option("--split", type=click.Choice(["validation", "test"]), default="test")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test")
 @click.option("--limit", default=0, help="Photographs of each set; 0 is all.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Write contact sheets into this folder.")
 @click.option("--card", type=click.Path(path_type=Path, exists=True), help="Model card to write the figures into.")

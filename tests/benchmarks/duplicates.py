@@ -15,7 +15,6 @@ best within 8 px. At a correlation of 0.8 and more it is a copy (of 500 random p
 from __future__ import annotations
 
 import io
-import math
 import os
 import time
 import zipfile
@@ -30,6 +29,7 @@ from PIL import Image
 
 from pipelines.duplicates import MAX_DISTANCE, group_duplicates
 from pipelines.measure import Bytes3, perceptual_hash
+from pipelines.shares import wilson
 from tests.benchmarks.measurements import cpu_ms, shipped_photographs
 
 Rng = np.random.Generator
@@ -118,15 +118,6 @@ def false_groups(hashes: list[bytes | None], details: list[npt.NDArray[np.float3
     return len(least), sum(like < 0.8 for like in least.values())
 
 
-def interval(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's score interval of a share, 95 %."""
-    z = 1.96
-    share = hits / count
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
 def main() -> None:
     cv2.setNumThreads(1)
     folder = Path(os.environ["IDM_DATA"])
@@ -153,12 +144,12 @@ def main() -> None:
     for kind in COPIES:
         cells = []
         for planted, _, _ in results.values():
-            low, high = interval(*planted[kind])
+            low, high = wilson(*planted[kind])
             cells.append(f"{planted[kind][0] / planted[kind][1]:.4f} ({low:.4f}-{high:.4f})")
         print(f"| {kind} | {' | '.join(cells)} |")
     cells = []
     for _, count, (_, false) in results.values():
-        cells.append(f"{1000 * false / count:.2f} (at most {1000 * interval(false, count)[1]:.2f}), of {count:,}")
+        cells.append(f"{1000 * false / count:.2f} (at most {1000 * wilson(false, count)[1]:.2f}), of {count:,}")
     print(f"| false groups per 1,000 | {' | '.join(cells)} |")
     print(f"| groups of copies that were there | {' | '.join(str(groups) for _, _, (groups, _) in results.values())} |")
 

@@ -36,8 +36,8 @@ from pipelines.faces.face import Embedding, Points
 from pipelines.measure import measure
 from pipelines.restore import Instruments, measure_candidate
 from pipelines.select import QUANTITIES, Gate, Policy, judge, load_policy
+from pipelines.shares import share_of
 from pipelines.weights import weights_folder
-from tests.benchmarks.duplicates import interval
 from tests.benchmarks.figures import plain
 from tests.benchmarks.held_out import PhotoSet, Truth, damaged, truths
 from tests.benchmarks.planted import PLANTED, bad_restorer
@@ -175,11 +175,8 @@ def threshold(values: Values, side: str) -> float:
 
 def share(failed: Sequence[bool] | npt.NDArray[np.bool_]) -> dict[str, Any]:
     """A share with its 95 % interval."""
-    failed = np.asarray(failed, bool)
-    if not failed.size:
-        return {"share": None, "low": None, "high": None, "n": 0}
-    low, high = interval(int(failed.sum()), len(failed))
-    return {"share": failed.mean(), "low": low, "high": high, "n": len(failed)}
+    found = share_of(int(np.sum(failed)), len(failed))
+    return {"share": found.share, "low": found.low, "high": found.high, "n": found.of}
 
 
 class Bench:
