@@ -1,0 +1,163 @@
+"""What a proof is going to compare, declared in ``jobs/proof.json`` before anything is trained; and its jobs.
+
+jobs/proof.json                    the declaration
+jobs/images/ARM-PX.npy             an arm's images, decoded once
+jobs/ARM-TRAINER-sSEED/            a job: its state, stats.jsonl, snapshots, done.json
+metrics.jsonl                      figures of every snapshot
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from manifests import rundir, storage
+from manifests.errors import ConfigError, RunError
+from manifests.rundir import Run
+
+#: Arms, and what each is there for.
+ARMS: Final = {
+    "original": "the source as it came",
+    "cleaned": "what the view decided on",
+    "combined": "restored where the gates agreed, left alone where nothing was wrong; the rest dropped",
+    "null": "the original once more, with other seeds: what chance does",
+    "placebo": "the original after an image operation that knows nothing of damage",
+    "filter": "the original without its most severe samples",
+    "weighted": "the original; of the severe samples a diffusion model learns above a noise level alone (Ambient-o)",
+    "pristine": "the truth, where it is known: what is to be won",
+}
+ArmName = Literal["original", "cleaned", "combined", "null", "placebo", "filter", "weighted", "pristine"]
+
+
+class External(BaseModel, frozen=True, extra="forbid"):
+    """A trainer that is not ours: commands as lists of words, in which ``{data}``, ``{out}``, ``{seed}`` are filled in."""
+
+    train: tuple[str, ...] = Field(
+        min_length=1, description="{data} {out} {seed} {nimg} {gpus} {classes} are filled in"
+    )
+    sample: tuple[str, ...] | None = Field(default=None, description="makes images: {out} {samples} {count} {seed}")
+    resolution: int = Field(ge=8, description="side of the images in {data}, px")
+    gpus: int = Field(default=1, ge=0)
+    cpus: int = Field(default=1, ge=1)
+
+
+class Proof(BaseModel, frozen=True, extra="forbid"):
+    """The declaration. All arms have the same budget, and seed k of one arm is paired with seed k of every other."""
+
+    arms: tuple[ArmName, ...] = ("original", "cleaned", "combined", "filter", "null")
+    trainers: tuple[str, ...] = Field(default=("ddm-32", "gan-32"), description="presets, or names of `external`")
+    seeds: int = Field(default=5, ge=1, description="runs of each arm and trainer")
+    nimg: dict[str, int] = Field(default={}, description="images that a trainer's jobs see; else DEFAULT_NIMG")
+    snapshots: int = Field(default=4, ge=1, description="of each job, evenly spaced; the last one makes the gain")
+    classes: bool = Field(default=False, description="class-conditional, by the samples' labels")
+    view: str | None = Field(default=None, description="that `cleaned` and `combined` follow; none: the packed one")
+    # What the arms are made with.
+    severe_from: float | None = Field(default=None, ge=0, le=1, description="none: the restorer's own threshold")
+    drop: float | None = Field(default=None, gt=0, lt=1, description="share that `filter` drops; none: all severe ones")
+    least_sigma: float = Field(default=1.6, gt=0, description="of `weighted`, in EDM's units")
+    placebo: Literal["jpeg", "sharpen"] = "jpeg"
+    # What is measured.
+    reference: str = Field(
+        default="held-out", description="held-out: untouched good ones of the validation split; or a set"
+    )
+    detectors: tuple[str, ...] = Field(
+        default=("auto",), description="auto: inception if its file is there, and effnet"
+    )
+    samples: int = Field(default=10_000, ge=2, description="images that each snapshot makes")
+    external: dict[str, External] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Proof:
+        if "original" not in self.arms:
+            raise ValueError("arms: every gain is over `original`; name it too")
+        for name, values in (("arms", self.arms), ("trainers", self.trainers)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: one is named twice")
+        if unused := sorted(set(self.external) - set(self.trainers)):
+            raise ValueError(f"external.{unused[0]} is not among the trainers")
+        return self
+
+
+#: Images that a job sees where the declaration says nothing.
+DEFAULT_NIMG: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training: an arm, a trainer and a pair's number.
+
+    Attributes:
+        pair: 0 and up; jobs of one pair and trainer differ in nothing but their arm.
+        seed: of everything random in it: the pair's number, but for ``null``, whose seeds no other arm has.
+    """
+
+    arm: ArmName
+    trainer: str
+    pair: int
+    seed: int
+    nimg: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.trainer}-s{self.pair}"
+
+    def folder(self, run: Run) -> Path:
+        """Where it works; on storage that all nodes see."""
+        return local_root(run) / "jobs" / self.name
+
+
+def jobs(proof: Proof) -> Iterator[Job]:
+    """All jobs, a pair of all arms after the other: who stops early has whole pairs. GANs have no ``weighted`` arm."""
+    from idm_core.generators.presets import GAN_PRESETS
+
+    for pair in range(proof.seeds):
+        for trainer in proof.trainers:
+            for arm in proof.arms:
+                if arm == "weighted" and (trainer in GAN_PRESETS or trainer in proof.external):
+                    continue
+                seed = pair + 10_000 if arm == "null" else pair
+                yield Job(arm, trainer, pair, seed, proof.nimg.get(trainer, DEFAULT_NIMG))
+
+
+def local_root(run: Run) -> Path:
+    """The run's folder. ConfigError where it is on an object store: trainings write in place."""
+    if storage.is_remote(run.root):
+        raise ConfigError(f"{run.root}: retraining needs the run directory on a file system that all nodes see")
+    return storage.local_path(run.root)
+
+
+def declare(run: Run, proof: Proof) -> None:
+    """Write the declaration down, or see that it is the one that is there. More seeds may be added to it later.
+
+    Raises:
+        ConfigError: another one was declared; the keys that differ are named.
+    """
+    url = run.url("jobs", "proof.json")
+    declared = proof.model_dump(mode="json")
+    if storage.exists(url):
+        there = read(run).model_dump(mode="json")
+        different = rundir.differing_keys(there, declared)
+        if declared["seeds"] >= there["seeds"]:
+            different = rundir.differing_keys(there | {"seeds": declared["seeds"]}, declared)
+        if different:
+            raise ConfigError(
+                f"{url}: this run's proof was declared otherwise: {'; '.join(different)}. Keep to it, or prove it in "
+                "another run directory; only `seeds` may grow"
+            )
+        if there == declared:
+            return
+    storage.write_json(declared, url)
+
+
+def read(run: Run) -> Proof:
+    """The declaration. RunError where there is none."""
+    try:
+        return Proof.model_validate(storage.read_json(run.url("jobs", "proof.json")))
+    except FileNotFoundError:
+        raise RunError(f"{run.root}: no proof is declared; run `idm-curate retrain {run.root}`") from None
+    except ValueError as error:
+        raise RunError(f"{run.url('jobs', 'proof.json')}: {error}") from error
