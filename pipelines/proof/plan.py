@@ -34,7 +34,7 @@ ArmName = Literal["original", "cleaned", "combined", "null", "placebo", "filter"
 
 
 class External(BaseModel, frozen=True, extra="forbid"):
-    """A trainer that is not ours: commands as lists of words, in which ``{data}``, ``{out}``, ``{seed}`` are filled in."""
+    """A trainer that is not ours: commands as lists of words; ``{data}``, ``{out}``, ``{seed}`` are filled in."""
 
     train: tuple[str, ...] = Field(
         min_length=1, description="{data} {out} {seed} {nimg} {gpus} {classes} are filled in"
