@@ -83,6 +83,12 @@ CHANGES = [
     _field("colour_drift", pa.float32(), "mean change of a*b* (CIELAB) over cells of 8x8 pixels; 0: none"),
 ]
 
+#: Without a reference, by a model of pristine photographs; null without its file, and under two blocks of 96 x 96 px.
+NATURALNESS = [
+    _field("niqe", pa.float32(), "NIQE of the candidate's source, 0 and up; of good photographs about 2-5"),
+    _field("after_niqe", pa.float32(), "NIQE of the candidate"),
+]
+
 #: The largest face of the source, and what became of it in the candidate; null without a face model.
 FACES = [
     _field("face_model", pa.string(), "which model looked: facexlib | mobilefacenet | dlib; null: none did"),
@@ -119,6 +125,7 @@ RESTORATION = [
         "why it ended: clean | settled | passes | severity_rose | inconsistent | identity | declined",
     ),
     *CHANGES,
+    *NATURALNESS,
     *FACES,
     _field("truth_psnr_before", pa.float32(), "PSNR of the source to the known truth, dB; infinite if equal"),
     _field("truth_psnr_after", pa.float32(), "PSNR of the candidate to the known truth, dB"),

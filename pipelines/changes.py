@@ -73,13 +73,9 @@ def open_perceptual() -> Perceptual:
         ConfigError: its file is not there, or is another.
     """
     from idm_core.losses import Perceptual
-    from manifests.errors import ConfigError
     from pipelines import weights
 
-    path = weights.required(weights.LPIPS_TRUNK)
-    if weights.state(weights.LPIPS_TRUNK, path.parent) == "wrong":
-        raise ConfigError(weights.line(weights.LPIPS_TRUNK, path.parent))
-    return Perceptual(path).double()
+    return Perceptual(weights.required_and_right(weights.LPIPS_TRUNK)).double()
 
 
 def reduced(image: Bytes3) -> Bytes3:

@@ -59,6 +59,7 @@ class EvidenceConfig(BaseModel, frozen=True, extra="forbid"):
     """Which further instruments measure a candidate; ``auto`` becomes true or false when a run is made."""
 
     lpips: bool | Literal["auto"] = Field(default="auto", description="LPIPS, if its file is in the weights folder")
+    niqe: bool | Literal["auto"] = Field(default="auto", description="NIQE, if its file is in the weights folder")
 
 
 class RestoreConfig(BaseModel, frozen=True, extra="forbid"):

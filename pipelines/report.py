@@ -85,7 +85,7 @@ def write_report(
         shares=SHARES,
         least=LEAST,
         statuses=schema.STATUSES,
-        measures=schema.names(schema.MEASUREMENTS),
+        measures=[*schema.names(schema.MEASUREMENTS), "niqe"],
         changes=schema.names(schema.CHANGES),
     )
     text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -23,7 +23,7 @@ _ASKED_FOR: Final = {
 }
 _NUMBERS: Final = tuple(
     f.name
-    for f in [*schema.CHANGES, *schema.FACES, *schema.RESTORATION, *schema.MEASUREMENTS]
+    for f in [*schema.CHANGES, *schema.NATURALNESS, *schema.FACES, *schema.RESTORATION, *schema.MEASUREMENTS]
     if str(f.type) in ("float", "double", "int32", "int64")
 )
 

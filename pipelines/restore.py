@@ -15,11 +15,12 @@ import numpy as np
 from manifests import listing, rundir, schema, shards
 from manifests.errors import SampleError, ShardError, SourceError
 from manifests.rundir import Run
-from pipelines import changes, datasets, faces, images, progress, restorers
+from pipelines import changes, datasets, faces, images, niqe, progress, restorers
 from pipelines.changes import psnr
 from pipelines.config import FEW, EvidenceConfig, FacesConfig, RestoreConfig
 from pipelines.faces import FaceModel
 from pipelines.measure import measure
+from pipelines.niqe import Pristine
 from pipelines.restorers import Restorer
 from pipelines.weights import weights_folder
 
@@ -39,6 +40,7 @@ class Instruments:
     """What looks at a candidate beside the measurements that need no weights."""
 
     perceptual: Perceptual | None = None
+    pristine: Pristine | None = None
     faces: FaceModel | None = None
 
 
@@ -50,7 +52,11 @@ def open_instruments(run: Run) -> Instruments:
     """
     evidence = EvidenceConfig.model_validate(run.config["evidence"])
     model = FacesConfig.model_validate(run.config["faces"]).model
-    return Instruments(changes.open_perceptual() if evidence.lpips else None, faces.open_faces(model, weights_folder()))
+    return Instruments(
+        perceptual=changes.open_perceptual() if evidence.lpips else None,
+        pristine=niqe.open_pristine() if evidence.niqe else None,
+        faces=faces.open_faces(model, weights_folder()),
+    )
 
 
 def open_restore(run: Run, device: str) -> Callable[[str], dict[str, Any]]:
@@ -219,7 +225,11 @@ def measure_candidate(candidate: Pixels, source: Pixels, instruments: Instrument
     """The evidence columns of one candidate: its measurements, how far it was changed, and what became of a face."""
     after = {f"after_{name}": value for name, value in measure(candidate).items()}
     changed = changes.compare(candidate, source, perceptual=instruments.perceptual)
-    return {**after, **changed, **faces.compare(instruments.faces, source, candidate)}
+    natural = instruments.pristine and {
+        "niqe": niqe.niqe(source, instruments.pristine),
+        "after_niqe": niqe.niqe(candidate, instruments.pristine),
+    }
+    return {**after, **changed, **(natural or {}), **faces.compare(instruments.faces, source, candidate)}
 
 
 def _first_failure(rows: Sequence[dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from manifests import attempts, rundir, shards, status, storage
 from manifests.errors import ConfigError, CurateError
@@ -110,20 +111,23 @@ def _resolve_faces(config: Config, stages: Sequence[str], settled: Config | None
 
 
 def _resolve_evidence(config: Config, stages: Sequence[str], settled: Config | None) -> EvidenceConfig:
-    """Whether LPIPS speaks."""
+    """Which instruments speak, of those that need a file."""
     from pipelines import weights
 
-    lpips = config.evidence.lpips
-    if lpips == "auto" and settled is not None:
-        lpips = settled.evidence.lpips
-    if lpips == "auto":
-        folder = weights.weights_folder()
-        lpips = (found := weights.state(weights.LPIPS_TRUNK, folder)) == "present"
-        if found == "wrong":
-            log.warning("LPIPS is left out: %s", weights.line(weights.LPIPS_TRUNK, folder))
-    elif lpips and "restore" in stages:
-        weights.required(weights.LPIPS_TRUNK)
-    return config.evidence.model_copy(update={"lpips": lpips})
+    folder, speaks = weights.weights_folder(), dict[str, bool]()
+    for name, file in (("lpips", weights.LPIPS_TRUNK), ("niqe", weights.NIQE)):
+        wanted: bool | Literal["auto"] = getattr(config.evidence, name)
+        if wanted == "auto" and settled is not None:
+            wanted = getattr(settled.evidence, name)
+        if wanted == "auto":
+            found = weights.state(file, folder)
+            if found == "wrong":
+                log.warning("%s is left out: %s", name, weights.line(file, folder))
+            wanted = found == "present"
+        elif wanted and "restore" in stages:
+            weights.required(file)
+        speaks[name] = wanted
+    return config.evidence.model_copy(update=speaks)
 
 
 def _absolute(source: str | None) -> str | None:

@@ -34,6 +34,7 @@ QUANTITIES: dict[str, tuple[tuple[str, ...], Callable[..., Column]]] = {
     "colour_drift": (("colour_drift",), lambda drift: drift),
     "lpips_source": (("lpips_source",), lambda distance: distance),
     "ssim_source": (("ssim_source",), lambda similarity: similarity),
+    "niqe_drop": (("niqe", "after_niqe"), lambda before, after: before - after),
     "severity_drop": (("severity", "severity_after"), lambda before, after: before - after),
     "severity_after": (("severity_after",), lambda after: after),
     "psnr_source": (("psnr_source",), lambda psnr: psnr),

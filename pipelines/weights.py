@@ -25,7 +25,7 @@ _FACEXLIB: Final = "https://github.com/xinntao/facexlib/releases/download/v0.1.0
 
 LPIPS_TRUNK: Final = Weights(
     "alexnet_features.safetensors",
-    "LPIPS, in train-idm --lpips",
+    "LPIPS, of candidates and in train-idm --lpips",
     "torchvision.models.alexnet(weights='DEFAULT').features, saved with safetensors under its own names",
     "9f97fd313f4da83dbe6bbfbe6effca1241de9edfcd7c53386261ed9697286dd9",
 )
@@ -59,6 +59,12 @@ INCEPTION: Final = Weights(
     "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
     "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 )
+NIQE: Final = Weights(
+    "niqe_pris_params.npz",
+    "NIQE of candidates and their sources",
+    "https://github.com/XPixelGroup/BasicSR/raw/v1.4.2/basicsr/metrics/niqe_pris_params.npz",
+    "2a7c182a68c9e7f1b2e2e5ec723279d6f65d912b6fcaf37eb2bf03d7367c4296",
+)
 DINOV2: Final = Weights(
     "dinov2_vitb14_pretrain.pth",
     "evaluate --detector dinov2: FD-DINOv2-B",
@@ -66,7 +72,7 @@ DINOV2: Final = Weights(
 )
 
 #: The one table; ``idm-curate doctor`` prints it.
-WEIGHTS: Final = (LPIPS_TRUNK, RETINAFACE, ARCFACE, MTCNN, MOBILEFACENET, INCEPTION, DINOV2)
+WEIGHTS: Final = (LPIPS_TRUNK, NIQE, RETINAFACE, ARCFACE, MTCNN, MOBILEFACENET, INCEPTION, DINOV2)
 
 
 def weights_folder() -> Path:

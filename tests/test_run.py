@@ -194,7 +194,7 @@ def test_another_persons_face_is_refused_by_name_of_the_gate(
     rows = cleaned(tmp_path / "run").to_pylist()
     assert [(r["status"], r["gate"]) for r in rows] == [("rejected", "identity_margin")] * 4
     assert all(r["face_model"] == "mobilefacenet" and r["faces"] >= 1 and r["identity_cosine"] < 0.4 for r in rows)
-    assert all(r["lpips_source"] > 0.2 for r in rows)
+    assert all(r["lpips_source"] > 0.2 and r["niqe"] > 0 and r["after_niqe"] > 0 for r in rows)
 
 
 def test_passes_end_at_a_floor_of_identity(tmp_path: Path, weights: Path, data: Path) -> None:
@@ -227,12 +227,12 @@ def test_the_run_says_which_instruments_speak_and_stays_with_them(
     root = tmp_path / "run"
     run_folder(source, root, "--limit", 8, "--until", "ingest")
     config = rundir.read(str(root)).config
-    assert (config["faces"]["model"], config["evidence"]["lpips"]) == ("off", False)
+    assert (config["faces"]["model"], config["evidence"]) == ("off", {"lpips": False, "niqe": False})
     monkeypatch.setattr("pipelines.faces._lacking", lambda name, folder: [])  # every model is there now
     monkeypatch.setattr("pipelines.weights.state", lambda weights, folder: "present")
     run_folder(source, root, "--limit", 8)
     rows = cleaned(root).to_pylist()
-    assert {r["lpips_source"] for r in rows} == {r["face_model"] for r in rows} == {None}
+    assert {r["lpips_source"] for r in rows} == {r["niqe"] for r in rows} == {r["face_model"] for r in rows} == {None}
     assert any(r["ssim_source"] is not None for r in rows)
     output = curate("run", "--dataset", "folder", "--source", source, "--run", tmp_path / "other", "--workers", 0,
                     "--set", "evidence.lpips=true", code=2)  # fmt: skip

@@ -268,7 +268,7 @@ def main(name: str, choice: str, limit: int, json_path: Path | None) -> None:
     if model is None:
         raise click.UsageError("planted faces need a face model; `idm-curate doctor` says what is missing")
     restorer = load_restorer(name)
-    bench = Bench(restorer, Instruments(changes.open_perceptual(), Remembering(model)))
+    bench = Bench(restorer, Instruments(perceptual=changes.open_perceptual(), faces=Remembering(model)))
     policies = [load_policy(policy) for policy in ("default", "strict")]
     report: dict[str, Any] = {"restorer": name, "sha256": restorer.model_sha256, "faces": model.name, "limit": limit}
 
