@@ -44,7 +44,7 @@ class Preset:
 
 
 _64: Final = Preset("idm-64", 64, 2, (64, 128, 256), (1, 1, 2), (1, 2), 128, (32, 64, 96))
-_32: Final = Preset("small-64", 64, 2, (32, 64, 128), (1, 1, 2), (1, 2), 128, (16, 32, 48))
+_SMALL: Final = Preset("small-64", 64, 2, (32, 64, 128), (1, 1, 2), (1, 2), 128, (16, 32, 48))
 # fmt: off
 PRESETS: Final = {preset.name: preset for preset in (
     #      name       px  stem widths               encoder       decoder    emb  severity          M  GFLOP  GB  MB
@@ -55,8 +55,9 @@ PRESETS: Final = {preset.name: preset for preset in (
     replace(_64, name="indi-64", chain="indi"),
     replace(_64, name="edm-64", chain="edm"),
     replace(_64, name="direct-64", chain="direct"),
-    # half as wide, for experiments with many runs
-    _32,                                                                                        # 1+.1   .3   .0   3
+    # half as wide, for experiments with many runs; and for sets of 32 pixels
+    _SMALL,                                                                                     # 1+.1   .3   .0   3
+    replace(_SMALL, name="small-32", resolution=32),                                            # 1+.1   .1   .0   1
 )}
 # fmt: on
 
