@@ -64,15 +64,21 @@ def open_sources(urls: Sequence[str], shares: Sequence[float] | None, split: Spl
     sources = []
     for i, url in enumerate(urls):
         there = entries_of_view(url) if url.endswith(".parquet") else open_dataset("folder", url).entries
-        entries = tuple(e for e in there if split_of(e.source_name) == split)
+        entries = tuple(e for e in there if split_of(e.source_name) == split and not _is_withheld(e, split))
         if not entries:
             raise SourceError(f"{url}: no photograph of the {split} split; give a larger source")
         sources.append(Source(url, entries, shares[i] if shares is not None else len(entries) ** 0.5))
     return sources
 
 
+def _is_withheld(entry: Entry, split: Split) -> bool:
+    """Whether it must not be trained on: generators are judged by what the data set, or a view, holds out."""
+    return split == "train" and entry.split == "validation"
+
+
 def entries_of_view(url: str) -> list[Entry]:
-    """Where the bytes of a view's samples lie, under their names in the raw dataset, which decide their split.
+    """Where the bytes of a view's samples lie, under their names in the raw dataset, which decide their split; their
+    own ``split`` says what the view holds out.
 
     Raises:
         SourceError: that is no view of a run.
@@ -84,7 +90,8 @@ def entries_of_view(url: str) -> list[Entry]:
     if why := shards.why_not_done(run.url("views"), name.removesuffix(".parquet"), None):
         raise SourceError(f"{url}: {why}; make the view again, by `idm-curate select` or `query --view`")
     with storage.open_read(url) as f:
-        rows = shards.read_parquet(f, ["key", "source_name", "shard", "origin", "offset", "nbytes"]).to_pylist()
+        columns = ["key", "source_name", "shard", "split", "origin", "offset", "nbytes"]
+        rows = shards.read_parquet(f, columns).to_pylist()
     return [
         Entry(
             key=row["key"],
@@ -92,6 +99,7 @@ def entries_of_view(url: str) -> list[Entry]:
             container=run.url(rundir.FOLDER_OF_ORIGIN[row["origin"]], f"{row['shard']}.tar"),
             offset=row["offset"],
             nbytes=row["nbytes"],
+            split=row["split"],
         )
         for row in rows
         if row["origin"] is not None

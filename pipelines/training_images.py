@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import rundir, shards, storage
-from manifests.errors import ConfigError, RunError, SampleError
-from pipelines.exports.arm import Arm, Row
-from pipelines.exports.picture import pixels_at
+from manifests.errors import ConfigError, RunError
+from manifests.rundir import Run
+from pipelines.exports.arm import Row
+from pipelines.exports.picture import Pixels
 
 if TYPE_CHECKING:
     from idm_core.generators import Images
@@ -87,7 +89,22 @@ class TrainingImages:
         return Images(self.pixels, labels, least, fingerprint)
 
 
-def prepare_images(arm: Arm, resolution: int, path: Path, *, split: Split = "train") -> TrainingImages:
+class Samples(Protocol):
+    """What can be decoded, shard by shard; ``exports.arm.Arm`` says what each of these is."""
+
+    @property
+    def run(self) -> Run: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def samples(self, shard: str) -> list[Row]: ...
+    def check(self, shard: str, samples: Sequence[Row]) -> None: ...
+    def described(self, shard: str, samples: Sequence[Row]) -> list[Row]: ...
+    def pixels(self, shard: str, samples: Sequence[Row], resolution: int) -> Iterator[Pixels]: ...
+
+
+def prepare_images(arm: Samples, resolution: int, path: Path, *, split: Split = "train") -> TrainingImages:
     """Decode one split of an arm, or map what was decoded before.
 
     Images are cropped to their centre squares and resized as ``export`` does it. What is in ``path`` of another arm,
@@ -105,7 +122,7 @@ def prepare_images(arm: Arm, resolution: int, path: Path, *, split: Split = "tra
     chosen = {shard: [row for row in arm.samples(shard) if _belongs(row, split)] for shard in arm.run.shards()}
     count = sum(map(len, chosen.values()))
     if not count:
-        raise RunError(f"{arm.run.root}: no image of arm {arm.view or arm.name} is in the {split} split")
+        raise RunError(f"{arm.run.root}: no image of arm {arm.name} is in the {split} split")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         staged = Path(folder) / path.name
@@ -115,13 +132,12 @@ def prepare_images(arm: Arm, resolution: int, path: Path, *, split: Split = "tra
         rows, place = [], itertools.count()
         for shard, samples in chosen.items():
             arm.check(shard, samples)
-            described = arm.described(shard, samples)
-            for row, data in zip(described, arm.images(shard, samples), strict=True):
-                try:
-                    pixels[next(place)] = pixels_at(data, resolution, "center")
-                except SampleError as error:
-                    raise RunError(f"{arm.run.root}: {row['key']} cannot be decoded any more: {error}") from error
-            rows += [{"key": r["key"], "label": r.get("label"), "severity": _severity(r)} for r in described]
+            for square in arm.pixels(shard, samples, resolution):
+                pixels[next(place)] = square
+            rows += [
+                {"key": r["key"], "label": r.get("label"), "severity": _severity(r)}
+                for r in arm.described(shard, samples)
+            ]
         pixels.flush()
         del pixels
         pq.write_table(pa.Table.from_pylist(rows, _COLUMNS), _file(staged, "parquet"))

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from manifests import rundir, schema, shards, status, storage
-from manifests.errors import ConfigError, RunError, ShardError
+from manifests.errors import ConfigError, RunError, SampleError, ShardError
 from manifests.rundir import Run
+from pipelines.exports.picture import Pixels, pixels_at
 
 Row = dict[str, Any]
 #: ``cleaned``: what a view decided on. ``original``: every usable image of the source, with its own bytes.
@@ -37,8 +38,17 @@ class Arm:
         if self._decided is None:
             rows = shards.read_rows(self.run.url(rundir.SOURCE), shard, _LOCATED).to_pylist()
             return [row | {"origin": "source"} for row in rows if row["status"] != "failed"]
-        rows = [row for row in self._decided.read(shard) if row["origin"] is not None]
-        return sorted(rows, key=lambda row: str(row["key"]))
+        return [row for row in self.decided(shard) if row["origin"] is not None]
+
+    def decided(self, shard: str) -> list[Row]:
+        """What the view says of every sample of the shard, by key: of the failed and the dropped too.
+
+        Raises:
+            ConfigError: the original has no view.
+        """
+        if self._decided is None:
+            raise ConfigError(f"{self.run.root}: no view decides on its original")
+        return sorted(self._decided.read(shard), key=lambda row: str(row["key"]))
 
     def described(self, shard: str, samples: Sequence[Row]) -> list[Row]:
         """These samples with every column of ``schema.CLEANED`` that is known of them."""
@@ -86,6 +96,18 @@ class Arm:
                 wrong = f"{url}: the bytes of {row['key']} are not those of its row"
                 raise RunError(f"{wrong}; {self._remedy(row['origin'], shard)}")
             yield data
+
+    def pixels(self, shard: str, samples: Sequence[Row], resolution: int) -> Iterator[Pixels]:
+        """The image of each sample, in order: its centre square at a resolution, HWC uint8.
+
+        Raises:
+            RunError: as ``images``.
+        """
+        for row, data in zip(samples, self.images(shard, samples), strict=True):
+            try:
+                yield pixels_at(data, resolution, "center")
+            except SampleError as error:
+                raise RunError(f"{self.run.root}: {row['key']} cannot be decoded any more: {error}") from error
 
     def _remedy(self, origin: str, shard: str) -> str:
         folder = rundir.FOLDER_OF_ORIGIN[origin]
