@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import restore_or_drop
-from tests.benchmarks.restore_or_drop import cell, measured, parts, place_of_damage
+from tests.benchmarks.restore_or_drop import cell, even_at, measured, parts, place_of_damage
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +52,21 @@ def test_each_arm_is_measured_with_its_own_images() -> None:
     undamaged = measured([clean], reference)["fd"][0]
     perfect = cell(hit, clean, states | {"cleaned": clean, "accepted": np.ones(200, bool)}, 0.0, reference)
     assert perfect["arms"]["combined"][200]["fd"] == perfect["arms"]["cleaned"][200]["fd"] == [pytest.approx(undamaged)]
+
+
+def test_restoring_and_dropping_are_even_where_a_set_of_that_size_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore_or_drop, "SIZES", {1_000: 1, 4_000: 1})
+    level, slope, remains, left = 20.0, 40_000.0, 8.0, 0.5
+
+    def fd(images: float, more: float = 0.0) -> dict[str, list[float]]:
+        return {"images": [images], "fd": [level + slope / images + more]}
+
+    sizes = (1_000, 4_000)
+    arms = {
+        "filter": {str(size): fd(left * size) for size in sizes},
+        "combined": {str(size): fd(size, remains) for size in sizes},
+    }
+    report = {"pristine": {str(size): fd(size) for size in sizes}, "cells": {"mild-50": {"arms": arms}}}
+    even = even_at(report, "mild-50")
+    assert even == pytest.approx(5_000)
+    assert fd(left * even)["fd"] == pytest.approx(fd(even, remains)["fd"])
