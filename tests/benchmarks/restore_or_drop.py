@@ -262,7 +262,7 @@ def cells_table(report: dict[str, Any]) -> str:
 def map_table(report: dict[str, Any]) -> str:
     """Distances by size and damage: means over the disjoint sets, and how many of them favour restoring to dropping."""
     head = ["images", "damage", "left by filter, combined", "FD of pristine, damaged", "cleaned, filter, combined"]
-    head += ["won back by these", "combined under filter", "KD (x 1000)", "recall", "coverage"]
+    head += ["won back by these", "combined under filter", "KD x 1000, of all five", "recall", "coverage"]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for size in map(str, SIZES):
         pristine = report["pristine"][size]
