@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -119,10 +120,10 @@ def feature_set(
                 slices = [images.entries[i : i + PART] for i in range(0, len(images.entries), PART)]
                 parts = [Part(s, staging / f"part-{i:06d}.safetensors") for i, s in enumerate(slices)]
                 _measure(images.source, parts, lambda todo: work(todo, sampling, crop))
-                _write(staging / "merged", *_stored(_merged(images, parts, sampling, detector.dimension)))
+                save(staging / "merged", _merged(images, parts, sampling, detector.dimension))
                 storage.publish(staging / "merged", str(target))
             shutil.rmtree(staging, ignore_errors=True)
-    return _loaded(target)
+    return load(target)
 
 
 def _measure(source: str, parts: Sequence[Part], work: Callable[[Sequence[Part]], Iterator[Part]]) -> None:
@@ -141,6 +142,65 @@ def _measure(source: str, parts: Sequence[Part], work: Callable[[Sequence[Part]]
             images = 0
             bar.within(0)
             bar.advance(part.path.stem)
+
+
+def features_of(
+    images: Iterable[Pixels], count: int, detectors: Sequence[Detector], sampling: Sampling
+) -> list[FeatureSet]:
+    """The features of images that are held as arrays, by each detector. An image's name is its number.
+
+    Args:
+        images: H x W x 3, uint8.
+        count: how many there are.
+        detectors: any number of them; every image is asked for once.
+        sampling: what is drawn.
+
+    Raises:
+        SourceError: there are fewer than two.
+    """
+    if count < 2:
+        raise SourceError(f"{count} images; a distance needs two at least")
+    kept = _kept(map(str, range(count)), sampling)
+    found = [
+        FeatureSet(0, 0, None, 0, nothing, nothing, np.empty((0, detector.dimension), np.float32))
+        for detector in detectors
+        for nothing in [no_statistics(detector.dimension)]
+    ]
+    stream = enumerate(images)
+    for first in range(0, count, PART):
+        part = list(itertools.islice(stream, min(PART, count - first)))
+        of_part = kept[first : first + len(part)]
+        found = [_added(so_far, part, of_part, d, sampling) for so_far, d in zip(found, detectors, strict=True)]
+    return found
+
+
+def _added(
+    found: FeatureSet,
+    part: Sequence[tuple[int, Pixels]],
+    kept: npt.NDArray[np.bool_],
+    detector: Detector,
+    sampling: Sampling,
+) -> FeatureSet:
+    """A set with some more images in it."""
+    whole, cropped = _Batches(detector), _Batches(detector)
+    small = 0
+    for number, image in part:
+        progress.tick()
+        whole.add(image)
+        cut = crops_of(image, sampling.crop or detector.side, sampling.crops, sampling.seed, str(number))
+        small += len(cut) < sampling.crops
+        for square in cut:
+            cropped.add(square)
+    features = whole.features()
+    return FeatureSet(
+        found.images + len(features),
+        0,
+        None,
+        found.small + small,
+        merge(found.statistics, statistics_of(features)),
+        merge(found.crops, statistics_of(cropped.features())),
+        np.concatenate([found.features, features[kept]]),
+    )
 
 
 def crops_of(image: Pixels, side: int, count: int, seed: int, name: str) -> list[Pixels]:
@@ -218,11 +278,7 @@ class _Batches:
 
 
 def _merged(images: ImageSet, parts: Sequence[Part], sampling: Sampling, dimension: int) -> FeatureSet:
-    def rank(i: int) -> bytes:
-        return hashlib.sha256(f"{sampling.seed}:{images.entries[i].source_name}".encode()).digest()
-
-    kept = np.zeros(len(images.entries), bool)
-    kept[heapq.nsmallest(sampling.kept, range(len(kept)), key=rank)] = True
+    kept = _kept((entry.source_name for entry in images.entries), sampling)
     whole, crops = no_statistics(dimension), no_statistics(dimension)
     features: list[Features] = []
     failed, small, first_failure = 0, 0, None
@@ -237,6 +293,19 @@ def _merged(images: ImageSet, parts: Sequence[Part], sampling: Sampling, dimensi
     return FeatureSet(whole.n, failed, first_failure, small, whole, crops, np.concatenate(features))
 
 
+def _kept(names: Iterable[str], sampling: Sampling) -> npt.NDArray[np.bool_]:
+    """Which images' features are kept."""
+    ranks = [hashlib.sha256(f"{sampling.seed}:{name}".encode()).digest() for name in names]
+    kept = np.zeros(len(ranks), bool)
+    kept[heapq.nsmallest(sampling.kept, range(len(ranks)), key=ranks.__getitem__)] = True
+    return kept
+
+
+def save(path: Path, found: FeatureSet) -> None:
+    """Write a set of features: a file that is whole or not there."""
+    _write(path, *_stored(found))
+
+
 def _stored(found: FeatureSet) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {"features": found.features}
     for name, statistics in (("whole", found.statistics), ("crops", found.crops)):
@@ -245,7 +314,12 @@ def _stored(found: FeatureSet) -> tuple[dict[str, npt.NDArray[Any]], dict[str, A
     return arrays, about | {"first_failure": found.first_failure}
 
 
-def _loaded(path: Path) -> FeatureSet:
+def load(path: Path) -> FeatureSet:
+    """Read what ``save`` has written.
+
+    Raises:
+        RunError: it is not there, or damaged.
+    """
     arrays, about = _read(path)
     return FeatureSet(
         images=about["images"],

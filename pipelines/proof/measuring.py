@@ -1,0 +1,279 @@
+"""Sets of images against references: each set is made, looked at and forgotten on one worker.
+
+What stays is a line of metrics.jsonl for each detector and reference, and a picture of the first images. jobs/features/
+keeps what is known of the references.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from manifests import attempts, rundir, storage
+from manifests.errors import RunError
+from manifests.rundir import Run
+from pipelines import feature_sets, progress
+from pipelines import images as image_files
+from pipelines.config import Resources
+from pipelines.detectors import Detector, OpenDetector
+from pipelines.evaluate import compare
+from pipelines.feature_sets import FeatureSet, Sampling
+from pipelines.proof.metrics import append_metrics, read_metrics
+from pipelines.proof.plan import local_root
+from pipelines.proof.samples import Images, Pixels, Rows
+from pipelines.workers import GivenUp, map_shards
+
+STAGE: Final = "evaluate"
+#: Of a line; another one makes all figures be measured anew.
+VERSION: Final = 1
+SAMPLING: Final = Sampling()
+#: Images of the picture beside a snapshot: the first ones, not the best ones.
+GRID_SIDE: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What images are compared with."""
+
+    name: str
+    resolution: int
+    images: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Images that are measured: what a line says of them, and where they come from."""
+
+    job: str
+    arm: str
+    trainer: str
+    pair: int | None  # of an arm's own data there is none
+    nimg: int
+    resolution: int
+    images: Images = field(repr=False)
+    grid: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.job}-{self.nimg:010d}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """One detector and reference of a set of images: the key of a line."""
+
+    detector: int  # position
+    reference: Path  # its features
+    name: str
+    fingerprint: str
+
+
+def score_sets(
+    run: Run,
+    scored: Sequence[Scored],
+    references: Sequence[Reference],
+    detectors: Sequence[OpenDetector],
+    resources: Resources,
+) -> list[str]:
+    """Measure sets of images against all references of their size; what is there under the same fingerprint stays.
+
+    Returns:
+        paths of what says why a set could not be measured. The others are measured all the same; only where a reference
+        fails nothing is.
+    """
+    opened = [open_one("cpu") for open_one in detectors]  # for their names and hashes: workers open their own
+    there = {line["fingerprint"] for line in read_metrics(run)}
+    wanted = {one.name: (one, _lines_of(run, one, references, opened)) for one in scored}
+    todo = {
+        name: (one, [m for m in measured if m.fingerprint not in there])
+        for name, (one, measured) in wanted.items()
+        if any(m.fingerprint not in there for m in measured)
+    }
+    if not todo:
+        return []
+    here = resources.workers == 0
+    missing = _references_to_do(run, references, opened, todo.values())
+    sizes = {name: rows.count for name, (rows, _) in missing.items()}
+    failures = _mapped(run, sizes, partial(_open_references, detectors, missing, here), resources, "references")
+    if failures:
+        return failures
+    sizes = {name: one.images.count for name, (one, _) in todo.items()}
+    opener, done = partial(_open_scoring, detectors, todo, here), len(wanted) - len(todo)
+    return _mapped(run, sizes, opener, resources, "sets of images", done)
+
+
+def _mapped(
+    run: Run,
+    sizes: Mapping[str, int],
+    opener: Callable[[Run, str], Callable[[str], dict[str, Any]]],
+    resources: Resources,
+    unit: str,
+    done: int = 0,
+) -> list[str]:
+    """Do work by its names, on whoever there is, and write down the lines that come of it; the paths of failures.
+
+    Args:
+        sizes: name => images.
+        done: of such units, before.
+    """
+    if not sizes:
+        return []
+    failures, images = [], max(sizes.values())
+    for name in sizes:
+        attempts.forgive(run, STAGE, name)  # the same command tries again what failed before
+    with progress.bar(STAGE, done + len(sizes), done, unit) as bar:
+        for name, outcome in map_shards(
+            run, STAGE, list(sizes), opener, resources, uses_gpu=True, watch=lambda seen: bar.within(seen / images)
+        ):
+            if isinstance(outcome, GivenUp):
+                failures.append(outcome.path)
+            else:
+                append_metrics(run, outcome["lines"])
+            bar.advance(name)
+    return failures
+
+
+def _lines_of(run: Run, one: Scored, references: Sequence[Reference], detectors: Sequence[Detector]) -> list[_Measured]:
+    """What is to be known of a set of images. Workers and devices are not in the fingerprints."""
+    identity = one.images.identity()
+    found = []
+    for reference in references:
+        if reference.resolution != one.resolution:
+            continue
+        for i, detector in enumerate(detectors):
+            made_of = [VERSION, identity, reference.images.identity(), reference.name, *_looks(detector)]
+            line = rundir.fingerprint(one.job, one.nimg, *made_of)[:32]
+            found.append(_Measured(i, _features_path(run, reference, detector), reference.name, line))
+    return found
+
+
+def _looks(detector: Detector) -> list[Any]:
+    return [detector.name, detector.sha256, asdict(SAMPLING), feature_sets.VERSION]
+
+
+def _features_path(run: Run, reference: Reference, detector: Detector) -> Path:
+    fingerprint = rundir.fingerprint(VERSION, reference.images.identity(), *_looks(detector))[:32]
+    return local_root(run) / "jobs" / "features" / f"{fingerprint}.safetensors"
+
+
+def _references_to_do(
+    run: Run,
+    references: Sequence[Reference],
+    detectors: Sequence[Detector],
+    todo: Iterable[tuple[Scored, list[_Measured]]],
+) -> dict[str, tuple[Rows, list[tuple[int, Path]]]]:
+    """Name => images, and for each detector whose features are not kept yet their place."""
+    needed = {m.reference for _, measured in todo for m in measured}
+    found = {}
+    for number, reference in enumerate(references):
+        places = [(i, _features_path(run, reference, d)) for i, d in enumerate(detectors)]
+        places = [(i, path) for i, path in places if path in needed and not path.exists()]
+        if places:
+            found[f"reference-{number}-{reference.resolution}"] = (reference.images, places)
+    return found
+
+
+def _open_references(
+    detectors: Sequence[OpenDetector],
+    todo: Mapping[str, tuple[Rows, list[tuple[int, Path]]]],
+    here: bool,
+    run: Run,
+    device: str,
+) -> Callable[[str], dict[str, Any]]:
+    device = _device(device, here)
+    opened = [open_one(device) for open_one in detectors]
+
+    def work(name: str) -> dict[str, Any]:
+        rows, places = todo[name]
+        looking = [opened[i] for i, _ in places]
+        found = feature_sets.features_of(rows.images(device), rows.count, looking, SAMPLING)
+        for (_, path), features in zip(places, found, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            feature_sets.save(path, features)
+        return {"lines": []}
+
+    return work
+
+
+def _open_scoring(
+    detectors: Sequence[OpenDetector],
+    todo: Mapping[str, tuple[Scored, list[_Measured]]],
+    here: bool,
+    run: Run,
+    device: str,
+) -> Callable[[str], dict[str, Any]]:
+    device = _device(device, here)
+    opened = [open_one(device) for open_one in detectors]
+    known: dict[Path, FeatureSet] = {}
+
+    def work(name: str) -> dict[str, Any]:
+        one, measured = todo[name]
+        looking = sorted({m.detector for m in measured})
+        first: list[Pixels] = []
+        images = _checked(one, one.images.images(device), first)
+        features = feature_sets.features_of(images, one.images.count, [opened[i] for i in looking], SAMPLING)
+        found = dict(zip(looking, features, strict=True))
+        storage.write_bytes(image_files.encode_png(grid_of(first)), str(one.grid))
+        lines = []
+        for m in measured:
+            if m.reference not in known:
+                known[m.reference] = feature_sets.load(m.reference)
+            figures, left_out = compare(found[m.detector], known[m.reference], opened[m.detector], SAMPLING)
+            lines.append(_line(one, m, opened[m.detector], figures, left_out))
+        return {"lines": lines}
+
+    return work
+
+
+def _checked(one: Scored, images: Iterator[Pixels], first: list[Pixels]) -> Iterator[Pixels]:
+    """The same images, all of the right size; those of the picture are kept."""
+    for image in images:
+        if image.shape != (one.resolution, one.resolution, 3):
+            size = f"{image.shape[1]} x {image.shape[0]}"
+            raise RunError(f"{one.name}: an image is {size} pixels, {one.resolution} x {one.resolution} is declared")
+        if len(first) < GRID_SIDE**2:
+            first.append(image)
+        yield image
+
+
+def grid_of(images: Sequence[Pixels]) -> Pixels:
+    """Images of one size side by side, ``GRID_SIDE`` a row; black where there are too few."""
+    height, width = images[0].shape[:2]
+    rows = -(-len(images) // GRID_SIDE)
+    grid = np.zeros((rows * height, GRID_SIDE * width, 3), np.uint8)
+    for (row, column), image in zip(itertools.product(range(rows), range(GRID_SIDE)), images, strict=False):
+        grid[row * height : (row + 1) * height, column * width : (column + 1) * width] = image
+    return grid
+
+
+def _line(
+    one: Scored, measured: _Measured, detector: Detector, figures: dict[str, float], left_out: dict[str, str]
+) -> dict[str, Any]:
+    return {
+        "job": one.job,
+        "arm": one.arm,
+        "trainer": one.trainer,
+        "pair": one.pair,
+        "nimg": one.nimg,
+        "resolution": one.resolution,
+        "detector": detector.name,
+        "weights_sha256": detector.sha256,
+        "reference": measured.name,
+        "samples": one.images.count,
+        "figures": figures,
+        "left_out": left_out,
+        "fingerprint": measured.fingerprint,
+    }
+
+
+def _device(device: str, here: bool) -> str:
+    """A worker's device is Ray's to give; this process takes a GPU where there is one."""
+    import torch
+
+    return "cuda" if here and torch.cuda.is_available() else device
