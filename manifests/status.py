@@ -70,7 +70,10 @@ def digest(run: Run) -> str:
     there = [(fp, storage.list_names(run.url(folder), ".json")) for folder, fp in shard_stages(run)]
     names = storage.list_names(run.url("views"), ".json")
     chosen = [storage.read_json(run.url("views", n)) for n in names]
-    return rundir.fingerprint(run.listing(), there, chosen, attempts.given_up(run))
+    # Figures of a proof are only ever added to.
+    proof = [storage.size(run.url("metrics.jsonl")), storage.size(run.url("jobs", "proof.json"))]
+    proved = [proof] if any(proof) else []
+    return rundir.fingerprint(run.listing(), there, chosen, attempts.given_up(run), *proved)
 
 
 def views(run: Run) -> dict[str, dict[str, int]]:

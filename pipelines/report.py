@@ -16,7 +16,7 @@ import yaml
 
 from manifests import attempts, rundir, schema, status, storage
 from manifests.rundir import Run
-from pipelines import gallery, histograms, page
+from pipelines import gallery, histograms, page, report_proof
 from pipelines.audit import LEAST, SHARES
 from pipelines.evidence import Evidence, Stage, read_evidence
 from pipelines.report_audit import audits
@@ -25,7 +25,7 @@ from pipelines.report_samples import order_values, orders, sample_figures
 REPORT_VERSION = 1
 MAX_BYTES = 12_000_000
 # Shares of the page's bytes that pictures may use; text, at most a few hundred kB, has the rest.
-GALLERY_SHARE, DUPLICATES_SHARE = 0.75, 0.12
+GALLERY_SHARE, DUPLICATES_SHARE, PROOF_SHARE = 0.75, 0.12, 0.25
 MOST_GROUPS, MOST_IN_GROUP, MOST_FAILED, MOST_REASONS, MOST_SHARDS = 24, 6, 200, 100, 50
 MOST_TEXT = 400  # characters of any one string from the dataset or the configuration
 
@@ -52,7 +52,10 @@ def write_report(
     name = str(storage.read_json(run.url("run.json")).get("name", ""))
     evidence = read_evidence(run, view)
     chosen = gallery.choose(evidence, seed=int(run.fingerprint[:8], 16))
-    shown = gallery.load(run, evidence, chosen, int(max_bytes * GALLERY_SHARE))
+    proof = report_proof.proof_figures(run)
+    made = report_proof.grids(run, proof, int(max_bytes * PROOF_SHARE))  # the samples give way to them
+    for_proof = sum(len(grid.picture.uri) for row in made for grid in row)
+    shown = gallery.load(run, evidence, chosen, int(max_bytes * GALLERY_SHARE) - for_proof)
     groups = _duplicate_groups(run, evidence, int(max_bytes * DUPLICATES_SHARE))
     charts = list(_charts(run, evidence))
     figures = _bounded(
@@ -66,6 +69,7 @@ def write_report(
             "view": evidence.view,
             "decided": evidence.view is not None,
             "headline": _headline(run, evidence),
+            "proof": proof,
             "counts": _counts(evidence),
             "histograms": [dataclasses.asdict(chart) for chart in charts],
             "gallery": {"chosen": len(chosen), "samples": [sample_figures(s, evidence) for s in shown]},
@@ -80,6 +84,9 @@ def write_report(
         charts=charts,
         pictures=[_by_role(s) for s in shown],
         group_pictures=[[_by_role(s) for s in members] for members in groups],
+        proof_plots=report_proof.plots(proof),
+        proof_grids=made,
+        proof_scale=report_proof.scale(proof),
         sort_values=order_values(figures["gallery"]["samples"]),
         orders=orders(figures["gallery"]["samples"]),
         shares=SHARES,

@@ -264,6 +264,7 @@ def _line(
         "resolution": one.resolution,
         "detector": detector.name,
         "weights_sha256": detector.sha256,
+        "frechet": detector.frechet,
         "reference": measured.name,
         "samples": one.images.count,
         "figures": figures,

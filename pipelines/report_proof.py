@@ -1,0 +1,316 @@
+"""The report's proof: gains of each arm with their intervals, figures against images trained, and what was made."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from manifests import storage
+from manifests.rundir import Run
+from pipelines import page
+from pipelines.gallery import Picture
+from pipelines.histograms import round_ticks
+from pipelines.proof.gain import Gain, Measure, curves, data_recovery, gains
+from pipelines.proof.metrics import read_metrics
+from pipelines.proof.plan import ARMS, Job, Proof, jobs, read
+
+#: In the order of the page: what is proved, its rival, what is to be won, and the controls.
+ORDER: Final = ("cleaned", "combined", "filter", "weighted", "pristine", "placebo", "null")
+WIDTH, HEIGHT = 420.0, 190.0  # of a plotting area, SVG user units
+#: Images of a picture of samples, and the resolution up to which they are shown without loss.
+ACROSS, DOWN, LOSSLESS = 8, 4, 32
+#: Figures of the second table, beside the Frechet distance of each detector and reference.
+_OTHERS: Final = ("precision", "recall", "density", "coverage")
+_DATA: Final = "data"
+
+Lines = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One arm in a plot: paths of its line and of the band between its lowest and highest seed, and its points."""
+
+    arm: str
+    line: str
+    band: str
+    points: list[dict[str, Any]]  # x, y, and what the point says
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A figure against the images that were trained on, an arm a line."""
+
+    trainer: str
+    figure: str
+    series: list[Series]
+    x_ticks: list[tuple[float, str]]  # position, label
+    y_ticks: list[tuple[float, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What one snapshot, or an arm's own data, looks like."""
+
+    title: str
+    arm: str
+    picture: Picture
+
+
+def proof_figures(run: Run) -> dict[str, Any] | None:
+    """All figures of the section; None of a run that proves nothing."""
+    if storage.is_remote(run.root) or not storage.exists(run.url("jobs", "proof.json")):
+        return None
+    proof, lines = read(run), read_metrics(run)
+    planned = list(jobs(proof))
+    scored = {line["job"] for line in lines if line["trainer"] != _DATA}
+    found: dict[str, Any] = {
+        "arms": {arm: ARMS[arm] for arm in proof.arms},
+        "trainers": list(proof.trainers),
+        "seeds": proof.seeds,
+        "samples": proof.samples,
+        "reference": proof.reference,
+        "jobs": len(planned),
+        "scored": sum(job.name in scored for job in planned),
+        "headline": None,
+        "said": [],
+        "gains": [],
+        "others": [],
+        "data": [],
+        "curves": [],
+    }
+    measures = _measures(lines, proof)
+    if not measures:
+        return found
+    headline = measures[0]
+    headline_gains = _in_order(gains(lines, planned, headline))
+    drawn = curves(lines, planned, headline)
+    return found | {
+        "headline": asdict(headline),
+        "said": [said(gain, headline) for gain in _worth_saying(headline_gains)],
+        "gains": [asdict(gain) for gain in headline_gains],
+        "others": [_other(lines, planned, measure) for measure in measures[1:]],
+        "data": _own_data(lines, headline, [m for m in measures[1:] if m.figure == headline.figure]),
+        "curves": [asdict(curve) for curve in drawn],
+    }
+
+
+def said(gain: Gain, measure: Measure) -> str:
+    """A gain as a sentence."""
+    of = f"of {gain.trainer}" if gain.trainer else "over all trainers"
+    what = f"Trained on the {gain.arm} arm instead of the original, {measure.figure} {of}"
+    if gain.relative is None:
+        why = f"{len(gain.missing)} jobs are missing" if gain.missing else "figures have no ratio"
+        return f"{what}: {gain.verdict} ({why})."
+    sign = 1 if measure.more_is_better else -1
+    text = f"{what} changed by {page.number(sign * 100 * gain.relative.value, 1)} %"
+    if gain.relative.low is None or gain.relative.high is None:
+        return f"{text}; a single pair has no interval: {gain.verdict}."
+    ends = sorted(sign * 100 * v for v in (gain.relative.low, gain.relative.high))
+    interval = f"95 % interval {page.number(ends[0], 1)} to {page.number(ends[1], 1)}"
+    return f"{text} ({interval}; {gain.pairs} pairs): {gain.verdict}."
+
+
+def scale(found: Mapping[str, Any] | None) -> float:
+    """The largest relative change that an interval of the table reaches, for its whiskers."""
+    changes = [g["relative"] for g in (found["gains"] if found else ()) if g["relative"] is not None]
+    return max([0.01, *(abs(v) for c in changes for v in c.values() if v is not None)])
+
+
+def plots(found: Mapping[str, Any] | None) -> list[Plot]:
+    """A plot for each trainer, of the curves among the figures."""
+    if not found or not found["headline"]:
+        return []
+    return [
+        _plot(trainer, found["headline"]["figure"], [c for c in found["curves"] if c["trainer"] == trainer])
+        for trainer in found["trainers"]
+        if any(c["trainer"] == trainer for c in found["curves"])
+    ]
+
+
+def grids(run: Run, found: Mapping[str, Any] | None, budget: int) -> list[list[Grid]]:
+    """Pictures in rows: the arms' own data, then what each trainer's first pair makes; as far as ``budget`` bytes go.
+
+    All arms of a pair are sampled with the same noise, so that the same place shows the same draw.
+    """
+    if not found:
+        return []
+    folder = Path(storage.local_path(run.root)) / "jobs"
+    arms = ["original", *(arm for arm in ORDER if arm in found["arms"])]
+    rows: list[list[tuple[str, str, Path]]] = []
+    for side in sorted({row["resolution"] for row in found["data"]}):
+        rows.append([(f"{arm}, {side} px", arm, folder / "images" / f"{arm}-{_DATA}-{side}.png") for arm in arms])
+    for trainer in found["trainers"]:
+        row = []
+        for arm in arms:
+            there = sorted((folder / f"{arm}-{trainer}-s0").glob("samples-*.png"))
+            if there:
+                nimg = int(there[-1].stem.removeprefix("samples-"))
+                row.append((f"{arm}, {trainer} after {_short(nimg)} images", arm, there[-1]))
+        rows.append(row)
+    shown = []
+    for row in rows:
+        pictures = [Grid(title, arm, _picture(path)) for title, arm, path in row if path.exists()]
+        budget -= sum(len(g.picture.uri) for g in pictures)
+        if budget < 0:
+            break
+        if pictures:
+            shown.append(pictures)
+    return shown
+
+
+# ---- Figures
+
+
+def _measures(lines: Lines, proof: Proof) -> list[Measure]:
+    """The headline first: Inception's distance where it was measured, else the first detector's; to the reference that
+    was declared. Then the other references and detectors, then figures of other kinds.
+    """
+    named = {line["detector"]: line["frechet"] for line in lines}
+    detectors = sorted(named, key=lambda name: named[name] != "FID")  # stable: as they were declared
+    references = dict.fromkeys([proof.reference, *(line["reference"] for line in lines)])
+    there = {(line["detector"], line["reference"]) for line in lines}
+    distances = [Measure(d, named[d], r) for d in detectors for r in references if (d, r) in there]
+    to_the_headline = [m for m in distances if m.reference == proof.reference]
+    figures = list(dict.fromkeys(f for line in lines for f in line["figures"]))
+    others = [
+        Measure(m.detector, figure, m.reference)
+        for m in to_the_headline
+        for figure in (
+            f"{m.figure}_infinity",
+            f"crop-{m.figure}",
+            m.figure.replace("FID", "KID").replace("FD", "KD"),
+            *_OTHERS,
+        )
+        if figure in figures
+    ]
+    return [*distances, *others] if to_the_headline else []
+
+
+def _in_order(found: Iterable[Gain]) -> list[Gain]:
+    return sorted(found, key=lambda gain: ORDER.index(gain.arm))
+
+
+def _worth_saying(found: Sequence[Gain]) -> list[Gain]:
+    """Of what is proved, over all trainers, or over the only one; not where nothing is there yet."""
+    several = any(gain.trainer is None for gain in found)
+    return [g for g in found if g.arm in ("cleaned", "combined") and g.pairs and (g.trainer is None or not several)]
+
+
+def _other(lines: Lines, planned: Sequence[Job], measure: Measure) -> dict[str, Any]:
+    """One further measure, a line: the gain of each arm and trainer."""
+    found = _in_order(gains(lines, planned, measure))
+    return asdict(measure) | {"gains": [asdict(gain) for gain in found if gain.trainer is not None and gain.pairs]}
+
+
+def _own_data(lines: Lines, headline: Measure, others: Sequence[Measure]) -> list[dict[str, Any]]:
+    """The arms' own data, by their distances: no training."""
+    own: dict[int, dict[str, dict[str, Any]]] = {}
+    for line in lines:
+        if line["trainer"] == _DATA and line["detector"] == headline.detector:
+            arm = own.setdefault(line["resolution"], {}).setdefault(line["arm"], {"samples": line["samples"]})
+            arm[line["reference"]] = line["figures"]
+    found = []
+    for side, arms in own.items():
+        distances = {
+            arm: by[headline.reference][headline.figure] for arm, by in arms.items() if headline.reference in by
+        }
+        for arm in ("original", *ORDER):
+            if arm in distances:
+                by = arms[arm]
+                known = by[headline.reference]
+                found.append(
+                    {
+                        "arm": arm,
+                        "resolution": side,
+                        "samples": by["samples"],
+                        "distance": distances[arm],
+                        "recovery": None if arm in ("original", "pristine") else data_recovery(distances, arm),
+                        "to_others": {
+                            m.reference: by.get(m.reference, {}).get(m.figure)
+                            for m in others
+                            if m.detector == headline.detector
+                        },
+                        **{name: known.get(name) for name in _OTHERS},
+                    }
+                )
+    return found
+
+
+# ---- Drawing
+
+
+def _plot(trainer: str, figure: str, found: Sequence[Mapping[str, Any]]) -> Plot:
+    points = [point for curve in found for point in curve["points"]]
+    x_ticks = round_ticks(0.0, float(max(point["nimg"] for point in points)))
+    y_ticks = round_ticks(min(point["low"] for point in points), max(point["high"] for point in points))
+
+    def x(nimg: float) -> float:
+        return round(WIDTH * nimg / x_ticks[-1], 2)
+
+    def y(value: float) -> float:
+        return round(HEIGHT * (1 - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])), 2)
+
+    def path(corners: Iterable[tuple[float, float]]) -> str:
+        return "M" + "L".join(f"{a} {b}" for a, b in corners)
+
+    series = []
+    for curve in sorted(found, key=lambda c: ("original", *ORDER).index(c["arm"])):
+        along = curve["points"]
+        upper = [(x(p["nimg"]), y(p["high"])) for p in along]
+        lower = [(x(p["nimg"]), y(p["low"])) for p in reversed(along)]
+        told = [
+            {
+                "x": x(p["nimg"]),
+                "y": y(p["mean"]),
+                "low": y(p["low"]),
+                "high": y(p["high"]),
+                "says": f"{curve['arm']}, {p['nimg']:,} images: {page.number(p['mean'])} "
+                f"({page.number(p['low'])} to {page.number(p['high'])}, {p['seeds']} seeds)",
+            }
+            for p in along
+        ]
+        line = path((t["x"], t["y"]) for t in told)
+        series.append(Series(curve["arm"], line, path([*upper, *lower]) + "Z", told))
+    digits = max(0, -_exponent(y_ticks[1] - y_ticks[0]))
+    return Plot(
+        trainer,
+        figure,
+        series,
+        [(x(tick), _short(tick)) for tick in x_ticks],
+        [(y(tick), f"{tick:,.{digits}f}") for tick in y_ticks],
+    )
+
+
+def _exponent(step: float) -> int:
+    from math import floor, log10
+
+    return floor(log10(step) + 1e-9)
+
+
+def _short(images: float) -> str:
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if images >= size:
+            return f"{images / size:g}{unit}" if images % (size / 100) == 0 else f"{images / size:.1f}{unit}"
+    return f"{images:g}"
+
+
+def _picture(path: Path) -> Picture:
+    """The first rows of a grid of 8 x 8, as a data URI."""
+    with Image.open(path) as opened:
+        side = opened.width // ACROSS
+        image = opened.convert("RGB").crop((0, 0, opened.width, min(opened.height, DOWN * side)))
+    out = io.BytesIO()
+    if side <= LOSSLESS:
+        image.save(out, "WEBP", lossless=True)
+        kind = "webp"
+    else:
+        image.thumbnail((64 * ACROSS, 64 * DOWN), Image.Resampling.LANCZOS)
+        image.save(out, "JPEG", quality=90, subsampling=0)
+        kind = "jpeg"
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}", image.width, image.height)
