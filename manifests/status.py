@@ -71,8 +71,8 @@ def digest(run: Run) -> str:
     names = storage.list_names(run.url("views"), ".json")
     chosen = [storage.read_json(run.url("views", n)) for n in names]
     # Figures of a proof are only ever added to.
-    proof = [storage.size(run.url("metrics.jsonl")), storage.size(run.url("jobs", "proof.json"))]
-    proved = [proof] if any(proof) else []
+    names = ("metrics.jsonl", "jobs/proof.json", "influence.json")
+    proved = [sizes] if any(sizes := [storage.size(run.url(name)) for name in names]) else []
     return rundir.fingerprint(run.listing(), there, chosen, attempts.given_up(run), *proved)
 
 

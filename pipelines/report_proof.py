@@ -83,6 +83,9 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
         "others": [],
         "data": [],
         "curves": [],
+        "influence": storage.read_json(run.url("influence.json"))
+        if storage.exists(run.url("influence.json"))
+        else None,
     }
     measures = _measures(lines, proof)
     if not measures:

@@ -23,7 +23,7 @@ from pipelines.evaluate import compare
 from pipelines.feature_sets import Sampling, features_of
 from pipelines.image_sets import open_images
 from pipelines.proof import detectors, scores
-from pipelines.proof.measuring import SAMPLING, score_sets
+from pipelines.proof.measuring import SAMPLING, looked_at, score_sets
 from pipelines.proof.metrics import append_metrics, metrics_path, read_metrics
 from pipelines.proof.plan import External, Proof
 from pipelines.proof.samples import Left, Made, reference_rows, some_rows
@@ -185,6 +185,20 @@ def test_blocks_and_detectors_beside_it_change_no_features() -> None:
     all_at_once = feature_sets.statistics_of(ColourDetector()(images))
     assert alone.statistics.mean == pytest.approx(all_at_once.mean, rel=1e-6)
     assert alone.statistics.scatter == pytest.approx(all_at_once.scatter, rel=1e-5, abs=1e-6)
+
+
+def test_features_of_whole_sets_are_kept_in_their_order(copy: Run) -> None:
+    references, _ = proof_fixture.everything(copy)
+    sets = {reference.name: reference.images for reference in references}
+    _, found, failures = looked_at(copy, sets, ColourDetector, HERE)
+    pixels = tiny_generators.squares(160).pixels[:80]
+    assert failures == [] and found["held-out"].features == pytest.approx(ColourDetector()(pixels), rel=1e-6)
+
+    class Blind(ColourDetector):
+        def __call__(self, images: Any) -> Any:
+            raise AssertionError("they are there")
+
+    assert looked_at(copy, sets, Blind, HERE)[2] == []
 
 
 # ---- What fails

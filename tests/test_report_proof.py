@@ -162,6 +162,18 @@ def test_a_declared_proof_without_figures(copy: Run) -> None:
     assert "none has been measured yet" in (Path(copy.root) / "report.html").read_text()
 
 
+def test_which_dirt_costs_most_is_told_where_it_was_measured(copy: Run) -> None:
+    assert figures_of(Path(copy.root))["proof"]["influence"] is None
+    before = status.digest(copy)
+    cost = {"value": 2.5, "low": 1.5, "high": 3.5}
+    kinds = [{"kind": "noise", "images": 30, "share": 0.3, "left_out": cost, "restored": None}]
+    found = {"figure": "FD-EffNet", "reference": "held-out", "images": 100, "resolution": 32, "kinds": kinds}
+    storage.write_json(found, copy.url("influence.json"))
+    assert figures_of(Path(copy.root))["proof"]["influence"] == found and status.digest(copy) != before
+    html = (Path(copy.root) / "report.html").read_text()
+    assert "Which dirt costs most?" in html and "2.50 <small>1.50 to 3.50</small>" in html
+
+
 def test_the_report_is_of_the_figures_that_are_there(copy: Run) -> None:
     before = status.digest(copy)
     append_metrics(copy, [next(lines(PROOF))])

@@ -100,7 +100,8 @@ def score_sets(
     here = resources.workers == 0
     missing = _references_to_do(run, references, opened, todo.values())
     sizes = {name: rows.count for name, (rows, _) in missing.items()}
-    failures = _mapped(run, sizes, partial(_open_references, detectors, missing, here), resources, "references")
+    look = partial(_open_looking, detectors, missing, SAMPLING, here)
+    failures = _mapped(run, sizes, look, resources, "references")
     if failures:
         return failures
     sizes = {name: one.images.count for name, (one, _) in todo.items()}
@@ -149,16 +150,37 @@ def _lines_of(run: Run, one: Scored, references: Sequence[Reference], detectors:
         for i, detector in enumerate(detectors):
             made_of = [VERSION, identity, reference.images.identity(), reference.name, *_looks(detector)]
             line = rundir.fingerprint(one.job, one.nimg, *made_of)[:32]
-            found.append(_Measured(i, _features_path(run, reference, detector), reference.name, line))
+            found.append(_Measured(i, _features_path(run, reference.images, detector), reference.name, line))
     return found
 
 
-def _looks(detector: Detector) -> list[Any]:
-    return [detector.name, detector.sha256, asdict(SAMPLING), feature_sets.VERSION]
+def looked_at(
+    run: Run, sets: Mapping[str, Rows], open_one: OpenDetector, resources: Resources
+) -> tuple[Detector, dict[str, FeatureSet], list[str]]:
+    """The features of all images of some sets, in their order; kept in jobs/features/.
+
+    Returns:
+        the detector, a set of features for each name, and the paths of what says why a set could not be looked at.
+    """
+    detector, here = open_one("cpu"), resources.workers == 0
+    sampling = Sampling(kept=2**40, crops=0)  # all of them
+    paths = {name: _features_path(run, rows, detector, sampling) for name, rows in sets.items()}
+    missing = {
+        f"features-{name}": (rows, [(0, paths[name])]) for name, rows in sets.items() if not paths[name].exists()
+    }
+    sizes = {name: rows.count for name, (rows, _) in missing.items()}
+    look = partial(_open_looking, [open_one], missing, sampling, here)
+    if failures := _mapped(run, sizes, look, resources, "sets of images"):
+        return detector, {}, failures
+    return detector, {name: feature_sets.load(path) for name, path in paths.items()}, []
 
 
-def _features_path(run: Run, reference: Reference, detector: Detector) -> Path:
-    fingerprint = rundir.fingerprint(VERSION, reference.images.identity(), *_looks(detector))[:32]
+def _looks(detector: Detector, sampling: Sampling = SAMPLING) -> list[Any]:
+    return [detector.name, detector.sha256, asdict(sampling), feature_sets.VERSION]
+
+
+def _features_path(run: Run, images: Rows, detector: Detector, sampling: Sampling = SAMPLING) -> Path:
+    fingerprint = rundir.fingerprint(VERSION, images.identity(), *_looks(detector, sampling))[:32]
     return local_root(run) / "jobs" / "features" / f"{fingerprint}.safetensors"
 
 
@@ -172,16 +194,17 @@ def _references_to_do(
     needed = {m.reference for _, measured in todo for m in measured}
     found = {}
     for number, reference in enumerate(references):
-        places = [(i, _features_path(run, reference, d)) for i, d in enumerate(detectors)]
+        places = [(i, _features_path(run, reference.images, d)) for i, d in enumerate(detectors)]
         places = [(i, path) for i, path in places if path in needed and not path.exists()]
         if places:
             found[f"reference-{number}-{reference.resolution}"] = (reference.images, places)
     return found
 
 
-def _open_references(
+def _open_looking(
     detectors: Sequence[OpenDetector],
     todo: Mapping[str, tuple[Rows, list[tuple[int, Path]]]],
+    sampling: Sampling,
     here: bool,
     run: Run,
     device: str,
@@ -192,7 +215,7 @@ def _open_references(
     def work(name: str) -> dict[str, Any]:
         rows, places = todo[name]
         looking = [opened[i] for i, _ in places]
-        found = feature_sets.features_of(rows.images(device), rows.count, looking, SAMPLING)
+        found = feature_sets.features_of(rows.images(device), rows.count, looking, sampling)
         for (_, path), features in zip(places, found, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             feature_sets.save(path, features)
