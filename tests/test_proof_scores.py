@@ -22,7 +22,7 @@ from pipelines.config import Resources
 from pipelines.evaluate import compare
 from pipelines.feature_sets import Sampling, features_of
 from pipelines.image_sets import open_images
-from pipelines.proof import detectors, scores
+from pipelines.proof import detectors, influence, scores
 from pipelines.proof.measuring import SAMPLING, looked_at, score_sets
 from pipelines.proof.metrics import append_metrics, metrics_path, read_metrics
 from pipelines.proof.plan import External, Proof
@@ -221,7 +221,7 @@ def test_a_damaged_snapshot_is_named_and_the_others_are_measured(copy: Run) -> N
 def test_samples_of_others_are_all_there_or_not_measured(tmp_path: Path, write: int, told: str) -> None:
     run = proof_fixture.write_run(tmp_path / "run")
     side = 8 if write >= 0 else 12
-    other = External(train=("train",), resolution=8)
+    other = External(train=("train",), sample=("sample",), resolution=8)
     proof = Proof(arms=("original",), trainers=("mine",), external={"mine": other}, seeds=1, samples=5)
     folder = tmp_path / "run" / "jobs" / "original-mine-s0"
     for i in range(abs(write)):
@@ -277,6 +277,22 @@ def test_what_is_made_is_known_by_the_snapshot_s_bytes_seed_and_number(finished:
     same = Path(shutil.copy(path, tmp_path / "copy.safetensors"))
     of = {Made(path, 0, 9).identity(), Made(same, 0, 9).identity()}
     assert len(of) == 1 and not of & {Made(path, 1, 9).identity(), Made(path, 0, 10).identity()}
+
+
+def test_the_arms_of_a_curated_run_are_measured_before_anything_is_trained(curated_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pipelines.proof.arms")
+    for i, pixels in enumerate(crops(12, 40)):
+        storage.write_bytes(png(pixels), str(tmp_path / "photos" / f"{i}.png"))
+    run = rundir.read(str(shutil.copytree(curated_run, tmp_path / "run")))
+    proof = Proof(arms=("original", "cleaned", "null"), trainers=("gan-32",), reference=str(tmp_path / "photos"))
+    assert scores.score(run, proof, HERE, [ColourDetector]) == []
+    lines = read_metrics(run)
+    assert {x["job"] for x in lines} == {"original-data-32", "cleaned-data-32"}
+    assert {x["reference"] for x in lines} == {str(tmp_path / "photos"), "original", "cleaned"} and len(lines) == 6
+    assert len({x["samples"] for x in lines}) == 1, "as many images of each arm"
+    told = influence.influence(run, proof, ["blur", "noise"], HERE, [ColourDetector])
+    assert sorted(kind["kind"] for kind in told["kinds"]) == ["blur", "noise"]
+    assert storage.read_json(run.url("influence.json")) == told
 
 
 # ---- Detectors

@@ -37,10 +37,11 @@ def score(run: Run, proof: Proof, resources: Resources, detectors: Sequence[Open
         ConfigError: a detector's file, an arm or the reference is missing.
         SourceError: the reference cannot be read.
     """
+    measured_by = detectors or detectors_of(proof)
     sides = {trainer: resolution_of(proof, trainer) for trainer in proof.trainers}
     references, data = sets_of(run, proof, sorted(set(sides.values())))
     scored = [*data, *trained(run, proof, sides)]
-    return score_sets(run, scored, references, detectors or detectors_of(proof), resources)
+    return score_sets(run, scored, references, measured_by, resources)
 
 
 def resolution_of(proof: Proof, trainer: str) -> int:
@@ -97,7 +98,7 @@ def trained(run: Run, proof: Proof, resolutions: Mapping[str, int]) -> list[Scor
 def _of_job(run: Run, proof: Proof, job: Job, resolution: int) -> Iterator[Scored]:
     folder = job.folder(run)
     if job.trainer in proof.external:
-        if (folder / "done.json").exists():
+        if proof.external[job.trainer].sample is not None and (folder / "done.json").exists():
             left = Left(folder / "samples", proof.samples)
             yield _scored(job, job.nimg, resolution, left, folder)
         return
