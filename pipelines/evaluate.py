@@ -72,7 +72,7 @@ def compare(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """All figures of two sets of features, and why a figure is left out."""
     fd, kd = detector.frechet, detector.kernel
-    figures = {fd: frechet_distance(samples.statistics, reference.statistics)}
+    figures = {fd: frechet_distance(reference.statistics, samples.statistics)}
     left_out: dict[str, str] = {}
 
     least = least_samples(detector.dimension)
@@ -87,7 +87,7 @@ def compare(
         why = f"{small} of {samples.images + reference.images} images are smaller than a crop of {side} px"
         left_out[f"crop-{fd}"] = why if small else "no crops were asked for"
     else:
-        figures[f"crop-{fd}"] = frechet_distance(samples.crops, reference.crops)
+        figures[f"crop-{fd}"] = frechet_distance(reference.crops, samples.crops)
 
     kernel = kernel_distance(samples.features, reference.features, seed=sampling.seed)
     figures[kd] = kernel.mean

@@ -11,7 +11,7 @@ from PIL import Image
 from manifests.errors import ConfigError
 from pipelines.measure import measure
 from pipelines.metrics.frechet import Statistics, distances_to, frechet_distance, statistics_of
-from pipelines.proof.influence import _root, as_text, costs, distance_and_influence, kinds_of
+from pipelines.proof.influence import as_text, costs, distance_and_influence, kinds_of
 from tests.photographs import Pixels, blurred, crops, png
 
 D = 4
@@ -31,7 +31,7 @@ def mixture(seed: int, number: int) -> tuple[np.ndarray, list[str | None]]:
 
 def test_the_distance_is_the_distance_and_its_influence_the_derivative() -> None:
     features, reference = drawn(0, 400, 0.3, 1.3), statistics_of(drawn(1, 500))
-    distance, influence = distance_and_influence(features, reference, _root(reference))
+    distance, influence = distance_and_influence(features, reference)
     assert distance == pytest.approx(frechet_distance(statistics_of(features), reference), rel=1e-9)
     assert influence is not None and abs(influence.mean()) < 1e-9
     ours, step = statistics_of(features), 1e-5

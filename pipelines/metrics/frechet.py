@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -99,15 +99,21 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return distances_to(a, [b])[0]
 
 
+@lru_cache(maxsize=8)
+def root_of(statistics: Statistics) -> Matrix:
+    """The symmetric square root of the covariance, D x D. Kept: many sets are compared with few references."""
+    values, vectors = np.linalg.eigh(statistics.covariance)
+    root: Matrix = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    return root
+
+
 def distances_to(reference: Statistics, others: Iterable[Statistics]) -> list[float]:
     """The same for several, one at a time; what is of the reference alone, half of the work, is done once.
 
     Raises:
         ValueError: as ``frechet_distance``.
     """
-    first = reference.covariance
-    values, vectors = np.linalg.eigh(first)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    first, root = reference.covariance, root_of(reference)
     distances = []
     for other in others:
         if reference.mean.shape != other.mean.shape:

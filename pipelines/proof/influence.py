@@ -18,7 +18,7 @@ from manifests.errors import ConfigError, RunError
 from manifests.rundir import Run
 from pipelines.config import Resources
 from pipelines.detectors import Features, OpenDetector
-from pipelines.metrics.frechet import Matrix, Statistics, distances_to, statistics_of
+from pipelines.metrics.frechet import Statistics, distances_to, root_of, statistics_of
 from pipelines.proof.intervals import Estimate
 from pipelines.proof.plan import Proof, local_root
 
@@ -80,17 +80,16 @@ def costs(
         restored: N x D, of the same images after restoration.
     """
     kind_of, number = np.array(kinds, dtype=object), len(features)
-    root = _root(reference)
-    whole, of_whole = distance_and_influence(features, reference, root)
+    whole, of_whole = distance_and_influence(features, reference)
     found = []
     for name in names:
         chosen = kind_of == name
         count = int(chosen.sum())
         left_out = after = None
         if count and number - count > 1:
-            left_out = _left_out(features, chosen, of_whole, reference, root, seed)
+            left_out = _left_out(features, chosen, of_whole, reference, seed)
         if count and restored is not None:
-            mixed, of_mixed = distance_and_influence(np.where(chosen[:, None], restored, features), reference, root)
+            mixed, of_mixed = distance_and_influence(np.where(chosen[:, None], restored, features), reference)
             after = _estimate(whole - mixed, None if of_whole is None or of_mixed is None else of_whole - of_mixed)
         found.append(Cost(name, count, count / number, left_out, after))
     return sorted(found, key=lambda cost: -(cost.left_out.value if cost.left_out else -math.inf))
@@ -101,7 +100,6 @@ def _left_out(
     chosen: npt.NDArray[np.bool_],
     of_whole: npt.NDArray[np.float64] | None,
     reference: Statistics,
-    root: Matrix,
     seed: int,
 ) -> Estimate:
     """A distance grows as images become fewer: so it is compared with as many images, drawn blindly."""
@@ -109,7 +107,7 @@ def _left_out(
     draw = np.random.default_rng(seed)
     drawn = (statistics_of(features[draw.permutation(number)[:rest]]) for _ in range(CONTROLS))
     controls = np.array(distances_to(reference, drawn))
-    without, of_rest = distance_and_influence(features[~chosen], reference, root)
+    without, of_rest = distance_and_influence(features[~chosen], reference)
     influence = None
     if of_whole is not None and of_rest is not None:
         influence = of_whole.copy()
@@ -117,18 +115,13 @@ def _left_out(
     return _estimate(float(controls.mean()) - without, influence, float(controls.var(ddof=1)) / CONTROLS)
 
 
-def distance_and_influence(
-    features: Features, reference: Statistics, root: Matrix
-) -> tuple[float, npt.NDArray[np.float64] | None]:
+def distance_and_influence(features: Features, reference: Statistics) -> tuple[float, npt.NDArray[np.float64] | None]:
     """Frechet distance, and each image's influence on it: its derivative by the image's weight, N, of mean zero.
 
     d/de at e = 0 of the distance of (1 - e) P + e x, with D = I - S_r^1/2 (S_r^1/2 S S_r^1/2)^-1/2 S_r^1/2:
     2 (m - m_r).(x - m) + (x - m)^T D (x - m) - tr(D S). None with fewer than ``LEAST_BY_DIMENSION`` images a feature.
-
-    Args:
-        root: of the reference's covariance.
     """
-    ours = statistics_of(features)
+    ours, root = statistics_of(features), root_of(reference)
     inner = root @ ours.covariance @ root
     values, vectors = np.linalg.eigh(inner)
     values = values.clip(0)
@@ -144,12 +137,6 @@ def distance_and_influence(
     x = features.astype(np.float64) - ours.mean
     influence = 2 * x @ offset + np.einsum("nd,nd->n", x @ derivative, x)
     return distance, influence - influence.mean()
-
-
-def _root(reference: Statistics) -> Matrix:
-    values, vectors = np.linalg.eigh(reference.covariance)
-    root: Matrix = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    return root
 
 
 def _estimate(value: float, influence: npt.NDArray[np.float64] | None, more: float = 0.0) -> Estimate:
