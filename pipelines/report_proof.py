@@ -122,7 +122,7 @@ def said(gain: Gain, measure: Measure) -> str:
 def scale(found: Mapping[str, Any] | None) -> float:
     """The largest relative change that an interval of the table reaches, for its whiskers."""
     changes = [g["relative"] for g in (found["gains"] if found else ()) if g["relative"] is not None]
-    return max([0.01, *(abs(v) for c in changes for v in c.values() if v is not None)])
+    return max([0.01, *(abs(float(v)) for c in changes for v in c.values() if v is not None)])
 
 
 def plots(found: Mapping[str, Any] | None) -> list[Plot]:
@@ -196,6 +196,7 @@ def _measures(lines: Lines, proof: Proof) -> list[Measure]:
 
 
 def _in_order(found: Iterable[Gain]) -> list[Gain]:
+    """By arm, as ``ORDER`` has them; trainers stay in the plan's order, the pooled gain last."""
     return sorted(found, key=lambda gain: ORDER.index(gain.arm))
 
 
@@ -213,36 +214,42 @@ def _other(lines: Lines, planned: Sequence[Job], measure: Measure) -> dict[str, 
 
 def _own_data(lines: Lines, headline: Measure, others: Sequence[Measure]) -> list[dict[str, Any]]:
     """The arms' own data, by their distances: no training."""
-    own: dict[int, dict[str, dict[str, Any]]] = {}
+    own: dict[tuple[int, str], Lines] = {}
     for line in lines:
         if line["trainer"] == _DATA and line["detector"] == headline.detector:
-            arm = own.setdefault(line["resolution"], {}).setdefault(line["arm"], {"samples": line["samples"]})
-            arm[line["reference"]] = line["figures"]
-    found = []
-    for side, arms in own.items():
-        distances = {
-            arm: by[headline.reference][headline.figure] for arm, by in arms.items() if headline.reference in by
-        }
-        for arm in ("original", *ORDER):
-            if arm in distances:
-                by = arms[arm]
-                known = by[headline.reference]
-                found.append(
-                    {
-                        "arm": arm,
-                        "resolution": side,
-                        "samples": by["samples"],
-                        "distance": distances[arm],
-                        "recovery": None if arm in ("original", "pristine") else data_recovery(distances, arm),
-                        "to_others": {
-                            m.reference: by.get(m.reference, {}).get(m.figure)
-                            for m in others
-                            if m.detector == headline.detector
-                        },
-                        **{name: known.get(name) for name in _OTHERS},
-                    }
-                )
-    return found
+            own.setdefault((line["resolution"], line["arm"]), []).append(line)
+    return [
+        _data_row(own, side, arm, headline, others)
+        for side in sorted({side for side, _ in own})
+        for arm in ("original", *ORDER)
+        if (side, arm) in own
+    ]
+
+
+def _data_row(
+    own: Mapping[tuple[int, str], Lines], side: int, arm: str, headline: Measure, others: Sequence[Measure]
+) -> dict[str, Any]:
+    def to(name: str, reference: str) -> dict[str, Any]:
+        """The figures of an arm's data to a reference; none where they were not measured yet."""
+        return next((x["figures"] for x in own[side, name] if x["reference"] == reference), {})
+
+    distances = {
+        name: float(figures[headline.figure])
+        for at, name in own
+        if at == side and headline.figure in (figures := to(name, headline.reference))
+    }
+    known = to(arm, headline.reference)
+    return {
+        "arm": arm,
+        "resolution": side,
+        "samples": own[side, arm][0]["samples"],
+        "distance": distances.get(arm),
+        "recovery": None if arm in ("original", "pristine") else data_recovery(distances, arm),
+        "to_others": {
+            m.reference: to(arm, m.reference).get(m.figure) for m in others if m.detector == headline.detector
+        },
+        **{name: known.get(name) for name in _OTHERS},
+    }
 
 
 # ---- Drawing
@@ -267,7 +274,7 @@ def _plot(trainer: str, figure: str, found: Sequence[Mapping[str, Any]]) -> Plot
         along = curve["points"]
         upper = [(x(p["nimg"]), y(p["high"])) for p in along]
         lower = [(x(p["nimg"]), y(p["low"])) for p in reversed(along)]
-        told = [
+        told: list[dict[str, Any]] = [
             {
                 "x": x(p["nimg"]),
                 "y": y(p["mean"]),
