@@ -1,6 +1,7 @@
 """Which dirt costs most? The data set's own distance without one kind of damage, or with one kind restored, at a time.
 
 An image is of the kind that stands out most in what was measured of it, by the spread of the good images; no training.
+A blur lowers the effective resolution too: asked for together, ``blur`` and ``upscaled`` are not told apart well.
 """
 
 from __future__ import annotations

@@ -130,10 +130,10 @@ def all_rows(images: TrainingImages, path: Path) -> Rows:
 
 
 def some_rows(images: TrainingImages, path: Path, count: int) -> Rows:
-    """So many of an arm's images, by a hash of their keys: of two arms the same ones, where both have them."""
+    """So many of an arm's images, in the order of a hash of their keys: of two arms the same, where both have them."""
     ranks = [hashlib.sha256(key.encode()).digest() for key in images.keys]
     chosen = heapq.nsmallest(count, range(len(ranks)), key=ranks.__getitem__)
-    return Rows(path, images.fingerprint, len(chosen), tuple(sorted(chosen)))
+    return Rows(path, images.fingerprint, len(chosen), tuple(chosen))
 
 
 def reference_rows(run: Run, reference: ImageSet, resolution: int) -> Rows:
