@@ -93,6 +93,12 @@ def describe(run: Run) -> tuple[str, bool]:
         lines.append(f"  {stage.stage:<16} {stage.done}/{stage.planned} shards  {counts}")
     for name, counts_of_view in views(run).items():
         lines.append(f"  {'views/' + name:<16} " + ", ".join(f"{n} {s}" for s, n in counts_of_view.items()))
+    if names := storage.list_names(run.url("jobs"), ""):
+        begun = [n for n in names if storage.exists(run.url("jobs", n, "job.json"))]
+        done = sum(storage.exists(run.url("jobs", n, "done.json")) for n in begun)
+        failed = [n for n in begun if storage.exists(run.url("jobs", n, "failure.json"))]
+        complete &= done == len(begun)
+        lines.append(f"  {'jobs':<16} {done}/{len(begun)} done" + (f"; failed: {', '.join(failed)}" if failed else ""))
     for problem in listing["problems"]:
         lines.append(f"  source: {problem}")
     for failure in attempts.given_up(run):

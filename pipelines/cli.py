@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from manifests.errors import ConfigError, CurateError
+from pipelines.proof import ARMS
 from pipelines.stages import STAGES
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FACES = ("auto", "facexlib", "mobilefacenet", "dlib", "off")
 DATASETS = ("sample", "ffhq", "imagenet", "folder", "webdataset")
+#: Of ``retrain``, under the names that the declaration has for them.
+PROOF_OPTIONS = ("arms", "trainers", "seeds", "snapshots", "classes", "reference", "samples")
 
 
 def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -106,7 +109,7 @@ def _config(config_file: Path | None, overrides: tuple[str, ...], **options: Any
     names = {"dataset": "dataset.name", "restorer": "restore.restorer", "policy": "policy", "validation": "validation"}
     names |= {"align": "ingest.align", "faces": "faces.model"}
     sections = {"source": "dataset", "truth": "dataset", "limit": "dataset", "shard_size": "dataset"}
-    resources = ("workers", "gpus_per_worker", "address")
+    resources = ("workers", "gpus_per_worker", "jobs_at_once", "address")
     dotted = {names[k]: v for k, v in options.items() if k in names}
     dotted |= {f"{sections[k]}.{k}": v for k, v in options.items() if k in sections}
     dotted |= {f"resources.{k}": options.get(k) for k in resources}
@@ -128,15 +131,23 @@ def _work(config: Config, root: str | None, stages: tuple[str, ...], dry_run: bo
         _finish(runs.execute(run, config, stages, retry_failed=retry_failed))
 
 
-def _continue(root: str, stages: tuple[str, ...], options: dict[str, Any], dry_run: bool, retry_failed: bool) -> None:
+def _continue(
+    root: str,
+    stages: tuple[str, ...],
+    options: dict[str, Any],
+    dry_run: bool,
+    retry_failed: bool,
+    config_file: Path | None = None,
+    overrides: tuple[str, ...] = (),
+) -> None:
     """Work on an existing run: what its bytes depend on comes from its own ``run.json``."""
     from manifests import rundir
     from pipelines import config
 
     stored = {f"{section}.{k}": v for section, part in rundir.read(root).config.items() for k, v in part.items()}
-    decision = {k: options.pop(k) for k in ("policy", "validation", "view") if k in options}
+    decision = {k: options.pop(k) for k in list(options) if k in ("policy", "validation", "view") or "." in k}
     resources = {f"resources.{k}": v for k, v in options.items()}
-    _work(config.load(None, (), stored | resources | decision), root, stages, dry_run, retry_failed)
+    _work(config.load(config_file, overrides, stored | resources | decision), root, stages, dry_run, retry_failed)
 
 
 def _finish(outcome: Outcome) -> None:
@@ -146,6 +157,10 @@ def _finish(outcome: Outcome) -> None:
     click.echo(text)
     if storage.exists(report := storage.join(outcome.root, "report.html")):
         click.echo(f"  report           {report}")
+    if outcome.failures and outcome.stage == "retrain":
+        click.echo(f"{len(outcome.failures)} jobs failed; the first: {outcome.failures[0]}", err=True)
+        click.echo("Mend the cause and run the same command again: it goes on with what is not done.", err=True)
+        sys.exit(1)
     if outcome.failures:
         click.echo(f"{len(outcome.failures)} shards were given up; the first: {outcome.failures[0]}", err=True)
         click.echo("Mend the cause and run the same command with --retry-failed.", err=True)
@@ -156,21 +171,33 @@ def _finish(outcome: Outcome) -> None:
 @source_options
 @model_option
 @policy_option
-@click.option("--until", type=click.Choice(STAGES), default="report", show_default=True, help="Stop after this stage.")
+@click.option(
+    "--until",
+    type=click.Choice(STAGES),
+    default="pack",
+    show_default=True,
+    help="Stop after this stage; pack and report end with a report.",
+)
 @worker_options
 @config_options
 @dry_run_option
 def run(root: str | None, until: str, dry_run: bool, retry_failed: bool, **options: Any) -> None:
-    """Do it all: ingest, restore, select, pack, report. The same command again continues, or does nothing.
+    """Ingest, restore, select, pack and report; with --until report, retrain and evaluate before it: the proof.
+
+    The same command again continues, or does nothing.
 
     \b
     Examples:
       idm-curate run --dataset sample
       idm-curate run --dataset ffhq --source /data/ffhq -n
+      idm-curate run --dataset ffhq --source /data/ffhq --until report --set proof.seeds=3
       idm-curate run --dataset folder --source s3://bucket/photos --workers 8 --gpus-per-worker 1
       idm-curate run --dataset sample --set restore.threshold=0.3 --run runs/cautious
     """
-    _work(_config(**options), root, STAGES[: STAGES.index(until) + 1], dry_run, retry_failed)
+    stages = STAGES[: STAGES.index(until) + 1]
+    if until == "pack":  # of what there is: what comes between takes hours
+        stages = (*stages, "report")
+    _work(_config(**options), root, stages, dry_run, retry_failed)
 
 
 @cli.command()
@@ -333,6 +360,60 @@ def pack(root: str, dry_run: bool, retry_failed: bool, **options: Any) -> None:
     if options["view"] and (options["policy"] or options["validation"] is not None):
         raise ConfigError("--view is a view that is there; --policy and --validation decide anew: give either")
     _continue(root, ("pack",) if options["view"] else ("select", "pack"), options, dry_run, retry_failed)
+
+
+@cli.command()
+@click.argument("root", metavar="RUN")
+@click.option("--arm", "arms", multiple=True, type=click.Choice(ARMS), help="Repeatable; original is one of them.")
+@click.option(
+    "--trainer", "trainers", multiple=True, metavar="NAME", help="A preset, or of proof.external; repeatable."
+)
+@click.option("--seeds", type=click.IntRange(min=1), help="Runs of each arm and trainer; may grow later.")
+@click.option("--nimg", multiple=True, metavar="N|TRAINER=N", help="Images that a job sees, of all trainers or of one.")
+@click.option("--snapshots", type=click.IntRange(min=1), help="Of each job, to be scored.")
+@click.option("--classes", is_flag=True, default=None, help="Class-conditional, by the samples' labels.")
+@click.option("--reference", metavar="held-out|SET", help="The images that samples should be like.")
+@click.option("--samples", type=click.IntRange(min=2), help="Images that each snapshot makes.")
+@config_options
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that share each batch of a job; 0: one job after the other in this process, without Ray.",
+)
+@click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="[default: 1 where Ray has GPUs]; 0.5 packs two.")
+@click.option("--jobs-at-once", type=click.IntRange(min=1), help="[default: as many as the cluster has room for]")
+@click.option("--address", metavar="URL", help="A running Ray cluster.  [default: $RAY_ADDRESS, else this machine]")
+@dry_run_option
+def retrain(root: str, dry_run: bool, config_file: Path | None, overrides: tuple[str, ...], **options: Any) -> None:
+    """Train generators on the arms of a run: a job for each arm, trainer and seed, side by side on Ray.
+
+    What is going to be compared is declared first, in RUN/jobs/proof.json, and holds from then on; only --seeds may
+    grow. What is not named is as declared, else the default. The section `proof` of the YAML file holds all of it.
+
+    \b
+    Examples:
+      idm-curate retrain runs/ffhq -n
+      idm-curate retrain runs/ffhq --arm original --arm cleaned --trainer ddm-64 --seeds 3 --nimg 50000000
+      idm-curate retrain runs/ffhq --config proof.yaml --address auto
+
+    The same command again, or `idm-curate retrain RUN` alone, goes on where it was interrupted.
+    """
+    workers = options.pop("workers")
+    proof = {f"proof.{name}": options.pop(name) or None for name in PROOF_OPTIONS}
+    proof |= {"proof.nimg": _nimg(options.pop("nimg")), "proof.workers": workers or None}
+    options["workers"] = 0 if workers == 0 else None
+    _continue(root, ("retrain",), proof | options, dry_run, False, config_file, overrides)
+
+
+def _nimg(values: tuple[str, ...]) -> int | dict[str, int] | None:
+    """One length, or one by trainer."""
+    try:
+        if len(values) == 1 and "=" not in values[0]:
+            return int(values[0])
+        lengths = {trainer: int(n) for trainer, _, n in (value.partition("=") for value in values)}
+    except ValueError:
+        raise ConfigError(f"--nimg {' '.join(values)}: expected one number, or TRAINER=N for each trainer") from None
+    return lengths or None
 
 
 @cli.command()
@@ -521,7 +602,7 @@ def diff(root_a: str, root_b: str, policy: str | None, policy_b: str | None, as_
 
 @cli.command()
 @click.argument("samples", metavar="SAMPLES")
-@click.option("--reference", required=True, metavar="REF", help="The images that SAMPLES should be like.")
+@click.option("--reference", metavar="REF", help="The images that SAMPLES should be like; not for a run.")
 @click.option(
     "--detector",
     type=click.Choice(["auto", "inception", "effnet", "dinov2"]),
@@ -539,16 +620,18 @@ def diff(root_a: str, root_b: str, policy: str | None, policy_b: str | None, as_
 @click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="[default: 1 where Ray has GPUs]")
 @click.option("--address", metavar="URL", help="A running Ray cluster.  [default: $RAY_ADDRESS, else this machine]")
 @click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
-def evaluate(samples: str, reference: str, detector: str, side: int, as_json: bool, **options: Any) -> None:
+def evaluate(samples: str, reference: str | None, detector: str, side: int, as_json: bool, **options: Any) -> None:
     """Measure how far a set of images is from a reference: FID or FD-EffNet, kernel distance, precision, recall ...
 
-    Each is a folder, a .zip or .tar, WebDataset shards, or a view of a run, RUN/views/NAME.parquet.
+    Each is a folder, a .zip or .tar, WebDataset shards, or a view of a run, RUN/views/NAME.parquet. Of a run directory,
+    without --reference, all snapshots of its jobs are scored, as it was declared.
 
     \b
     Examples:
       idm-curate evaluate samples/ --reference held-out.zip
       idm-curate evaluate "runs/ffhq/cleaned/ffhq-{000000..000139}.tar" --reference ffhq-test/ --json
       idm-curate evaluate runs/ffhq/views/strict.parquet --reference ffhq-test/ --workers 8 --gpus-per-worker 1
+      idm-curate evaluate runs/ffhq
 
     Features are kept on disk: what was looked at once is not looked at again, and an interrupted command continues.
     """
@@ -561,6 +644,14 @@ def evaluate(samples: str, reference: str, detector: str, side: int, as_json: bo
     from pipelines.feature_sets import Sampling
     from pipelines.weights import weights_folder
 
+    if reference is None:
+        from manifests import storage
+
+        if not storage.exists(storage.join(samples, "run.json")):
+            raise ConfigError(f"--reference is missing, and {samples} is no run directory")
+        resources = {name: options[name] for name in ("workers", "gpus_per_worker", "address")}
+        _continue(samples, ("evaluate",), resources, dry_run=False, retry_failed=False)
+        return
     if side % 32:
         raise ConfigError(f"--side {side}: it is a multiple of 32")
     name, folder = resolve_detector(detector, weights_folder()), weights_folder()

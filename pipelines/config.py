@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from manifests.errors import ConfigError
+from pipelines.proof.plan import Proof
 
 #: From so many samples on, a share of failed ones says something: a handful of bad files is a fact about a dataset, a
 #: shard of them is a broken decoder or a broken disk.
@@ -87,6 +88,7 @@ class Resources(BaseModel, frozen=True, extra="forbid"):
     gpus_per_worker: float | None = Field(default=None, ge=0)
     cpus_per_worker: float = Field(default=1, gt=0)
     address: str | None = Field(default=None, description="a running Ray cluster; none: one on this machine")
+    jobs_at_once: int | None = Field(default=None, ge=1, description="trainings; none: as many as there is room for")
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -102,11 +104,14 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     view: str | None = Field(
         default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$", description="what is packed; none: what the policy decided"
     )
+    proof: Proof = Proof()
     resources: Resources = Resources()
 
     def of_the_bytes(self) -> dict[str, Any]:
         """The part that the bytes of the result depend on: what ``run.json`` keeps and the fingerprint covers."""
-        dump: dict[str, Any] = self.model_dump(mode="json", exclude={"resources", "policy", "validation", "view"})
+        dump: dict[str, Any] = self.model_dump(
+            mode="json", exclude={"resources", "policy", "validation", "view", "proof"}
+        )
         if dump["dataset"]["shard_size"] is None:
             dump["dataset"]["shard_size"] = SHARD_SIZE[self.dataset.name]
         return dump

@@ -15,6 +15,8 @@ from manifests.rundir import Run
 from pipelines import datasets, ingest, pack, progress, restore, restorers, select, workers
 from pipelines.config import Config, EvidenceConfig, FacesConfig, Resources, RestoreConfig
 from pipelines.datasets import sample
+from pipelines.proof import plan as proofs
+from pipelines.proof.plan import Proof
 from pipelines.stages import STAGES
 
 log = logging.getLogger("idm_curate")
@@ -22,10 +24,12 @@ log = logging.getLogger("idm_curate")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a call did. ``failures`` are paths of files that each say why one shard was given up."""
+    """What a call did. ``failures`` are paths of files that each say why a shard was given up, or a job failed, of the
+    stage that could not be completed."""
 
     root: str
     failures: tuple[str, ...]
+    stage: str | None = None
 
 
 def resolve(config: Config, stages: Sequence[str], root: str) -> Config:
@@ -51,8 +55,28 @@ def resolve(config: Config, stages: Sequence[str], root: str) -> Config:
             "dataset": config.dataset.model_copy(update=paths),
             "faces": looks,
             "evidence": _resolve_evidence(config, stages, settled),
+            "proof": _resolve_proof(config.proof, stages, root),
         }
     )
+
+
+def _resolve_proof(proof: Proof, stages: Sequence[str], root: str) -> Proof:
+    """What was declared, with what is named now: whoever names nothing goes on with it. Else another is refused."""
+    if not {"retrain", "evaluate"} & set(stages):
+        return proof
+    run = Run(root, {})
+    if storage.exists(run.url("jobs", "proof.json")):
+        declared, named = proofs.read(run).model_dump(), proof.model_dump(include=proof.model_fields_set)
+        try:
+            proof = Proof.model_validate(declared | named)
+        except ValueError as error:
+            raise ConfigError(f"proof, as {run.url('jobs', 'proof.json')} and you have it: {error}") from error
+    if "retrain" in stages:
+        from pipelines.proof.training import check_trainers
+
+        proofs.local_root(run)
+        check_trainers(proof)
+    return proof
 
 
 def _resolve_restorer(config: RestoreConfig, stages: Sequence[str]) -> RestoreConfig:
@@ -160,7 +184,7 @@ def execute(run: Run, config: Config, stages: Sequence[str], *, retry_failed: bo
         if failures:
             if "report" in stages:  # of what there is, the failures above all
                 _report(run, config)
-            return Outcome(run.root, tuple(failures))
+            return Outcome(run.root, tuple(failures), stage)
     return Outcome(run.root, ())
 
 
@@ -206,6 +230,19 @@ def _pack(run: Run, config: Config) -> list[str]:
     return failures
 
 
+def _retrain(run: Run, config: Config) -> list[str]:
+    from pipelines.proof.jobs import retrain
+
+    return retrain(run, config.proof, config.resources)
+
+
+def _evaluate(run: Run, config: Config) -> list[str]:
+    from pipelines.proof.scores import score
+
+    score(run, config.proof, config.resources)
+    return []
+
+
 def _report(run: Run, config: Config) -> list[str]:
     from pipelines.report import write_report
 
@@ -218,7 +255,7 @@ def _report(run: Run, config: Config) -> list[str]:
 
 
 _STAGES: dict[str, Callable[[Run, Config], list[str]]] = dict(
-    zip(STAGES, (_ingest, _restore, _select, _pack, _report), strict=True)
+    zip(STAGES, (_ingest, _restore, _select, _pack, _retrain, _evaluate, _report), strict=True)
 )
 
 
@@ -252,6 +289,7 @@ DISK_FACTOR = 3
 
 def plan(root: str, config: Config, stages: Sequence[str]) -> str:
     """What ``execute`` would do, in words; touches nothing."""
+    run = None
     try:
         run = rundir.read(root)
         listing = run.listing()
@@ -271,6 +309,11 @@ def plan(root: str, config: Config, stages: Sequence[str]) -> str:
     ]
     folders = {"ingest": rundir.SOURCE, "restore": rundir.restored(restore.ROUND), "pack": rundir.CLEANED}
     for stage in stages:
+        if stage == "retrain":
+            from pipelines.proof.training import described
+
+            lines += [f"{stage:<13} {line}" for line in described(config.proof, run, rows)]
+            continue
         folder = folders.get(stage)
         todo = f"{count - done.get(folder, 0)} of {count} shards to do" if folder else "seconds"
         lines.append(f"{stage:<13} {todo}")

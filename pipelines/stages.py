@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from typing import Final
 
-STAGES: Final = ("ingest", "restore", "select", "pack", "report")
+STAGES: Final = ("ingest", "restore", "select", "pack", "retrain", "evaluate", "report")

@@ -46,7 +46,7 @@ def train_on_ray(
         out: folder that ``work`` writes into; on storage that all nodes see. Ray Train itself leaves nothing there.
         workers: processes in the group.
         cpus_per_worker: for the process and those that make its data.
-        gpus_per_worker: 1 or 0; by default 1 where the cluster has GPUs.
+        gpus_per_worker: 1 or 0; by default 1 where the cluster has GPUs. A process alone may have a part of one.
         address: a running Ray cluster; by default ``$RAY_ADDRESS``, else this machine.
         max_failures: restarts before it is given up.
 
@@ -58,8 +58,30 @@ def train_on_ray(
     """
     if workers < 1:
         raise ConfigError(f"--workers {workers}: a group has at least one process")
-    if gpus_per_worker not in (None, 0, 1):
-        raise ConfigError(f"--gpus-per-worker {gpus_per_worker:g}: a process trains on one whole GPU, or on none (0)")
+    connect(Resources(workers=workers, address=address))
+    local = is_local(address)
+    gpus = gpus_of_a_process(workers, cpus_per_worker, gpus_per_worker, local=local)
+    fit(work, out, workers, cpus=cpus_per_worker, gpus=gpus, local=local, max_failures=max_failures)
+
+
+def is_local(address: str | None) -> bool:
+    """Whether this machine is all there is, and no autoscaler will enlarge it."""
+    return not address and not os.environ.get("RAY_ADDRESS")
+
+
+def fit(
+    work: Callable[[str], object],
+    out: Path,
+    workers: int,
+    *,
+    cpus: int,
+    gpus: float,
+    local: bool,
+    max_failures: int = MAX_FAILURES,
+) -> None:
+    """As ``train_on_ray``, where Ray is there and there is room: in a driver, or in a task of its own, of which several
+    may run at the same time. A task that is cancelled, or whose driver ends, takes its group along.
+    """
     out.mkdir(parents=True, exist_ok=True)
 
     def process() -> None:
@@ -69,31 +91,34 @@ def train_on_ray(
             raise RunError(f"{out} is not there on {socket.gethostname()}: all nodes have to see this folder")
         work(str(get_device()))
 
-    connect(Resources(workers=workers, address=address))
-    local = not address and not os.environ.get("RAY_ADDRESS")
-    gpus = _gpus_per_worker(workers, cpus_per_worker, gpus_per_worker, local)
-    resources = {"CPU": cpus_per_worker} | ({"GPU": 1} if gpus else {})
+    resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     # Ray Train's own records go to a folder that ends with the training; the state that counts is in `out`.
     with tempfile.TemporaryDirectory(prefix="idm-curate-") as records:
         _fit(_trainer(process, workers, resources, records, max_failures, local), max_failures)
 
 
-def _gpus_per_worker(workers: int, cpus: int, wanted: float | None, local: bool) -> int:
-    """1 or 0. ConfigError where this machine, which no autoscaler will enlarge, has not enough for all workers."""
+def gpus_of_a_process(workers: int, cpus: int, wanted: float | None, *, local: bool) -> float:
+    """1, 0, or the part of one that a group of one process asks for.
+
+    Raises:
+        ConfigError: it is another number, or this machine, which no autoscaler will enlarge, has not enough for all.
+    """
     import ray
 
+    if wanted not in (None, 0, 1) and not (workers == 1 and wanted < 1):
+        raise ConfigError(f"--gpus-per-worker {wanted:g}: a process trains on one whole GPU, or on none (0)")
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus = int(there.get("GPU", 0) >= 1 if wanted is None else wanted)
+    gpus = float(there.get("GPU", 0) >= 1) if wanted is None else wanted
     for what, needed in (("CPU", workers * cpus), ("GPU", workers * gpus)):
         if local and needed > there.get(what, 0):
             raise ConfigError(
-                f"--workers {workers} need {needed} {what}s; this machine has {there.get(what, 0):g}, as Ray sees it"
+                f"--workers {workers} need {needed:g} {what}s; this machine has {there.get(what, 0):g}, as Ray sees it"
             )
     return gpus
 
 
 def _trainer(
-    process: Callable[[], None], workers: int, resources: dict[str, int], records: str, max_failures: int, local: bool
+    process: Callable[[], None], workers: int, resources: dict[str, float], records: str, max_failures: int, local: bool
 ) -> TorchTrainer:
     # ray.train's own names, which to a type checker are those of its first version.
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback

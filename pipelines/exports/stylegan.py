@@ -30,7 +30,7 @@ class StyleGanZip:
 
     def add(self, row: dict[str, Any], data: bytes) -> str:
         """Append the next image, a PNG; returns its name."""
-        name = _name(self._zip.members)
+        name = member_name(self._zip.members)
         self._zip.add(name, data)
         return name
 
@@ -56,7 +56,8 @@ class StyleGanZip:
         return self._archive
 
 
-def _name(number: int) -> str:
+def member_name(number: int) -> str:
+    """What the archive calls its image of that number."""
     return f"{number // _PER_FOLDER:05d}/img{number:08d}.png"
 
 

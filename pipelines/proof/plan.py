@@ -8,41 +8,61 @@ metrics.jsonl                      figures of every snapshot
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, PositiveInt, model_validator
 
 from manifests import rundir, storage
 from manifests.errors import ConfigError, RunError
 from manifests.rundir import Run
+from pipelines.proof import ARMS as ARMS
 
-#: Arms, and what each is there for.
-ARMS: Final = {
-    "original": "the source as it came",
-    "cleaned": "what the view decided on",
-    "combined": "restored where the gates agreed, left alone where nothing was wrong; the rest dropped",
-    "null": "the original once more, with other seeds: what chance does",
-    "placebo": "the original after an image operation that knows nothing of damage",
-    "filter": "the original without its most severe samples",
-    "weighted": "the original; of the severe samples a diffusion model learns above a noise level alone (Ambient-o)",
-    "pristine": "the truth, where it is known: what is to be won",
-}
 ArmName = Literal["original", "cleaned", "combined", "null", "placebo", "filter", "weighted", "pristine"]
 
 
-class External(BaseModel, frozen=True, extra="forbid"):
-    """A trainer that is not ours: commands as lists of words; ``{data}``, ``{out}``, ``{seed}`` are filled in."""
+#: What is filled in in the commands of an external trainer.
+PLACES: Final = {
+    "data": "the arm as a StyleGAN/EDM zip",
+    "out": "folder that the trainer writes into; what it left there is there when it is started again",
+    "seed": "the job's",
+    "nimg": "images that it is to see",
+    "kimg": "the same in thousands, rounded up",
+    "mimg": "the same in millions",
+    "gpus": "how many it has; CUDA_VISIBLE_DEVICES says which",
+    "classes": "of the labels in {data}; 0: there are none",
+    "cond": "1 with classes, 0 without",
+    "snapshot": "newest file in {out} that `snapshot` matches; of `sample` alone",
+    "samples": "folder that the images go to; of `sample` alone",
+    "count": "images to be made; of `sample` alone",
+    "last": "one less; of `sample` alone",
+}
+_OF_SAMPLE_ALONE: Final = ("snapshot", "samples", "count", "last")
 
-    train: tuple[str, ...] = Field(
-        min_length=1, description="{data} {out} {seed} {nimg} {gpus} {classes} are filled in"
-    )
-    sample: tuple[str, ...] | None = Field(default=None, description="makes images: {out} {samples} {count} {seed}")
+
+class External(BaseModel, frozen=True, extra="forbid"):
+    """A trainer that is not ours: commands as lists of words, without a shell, in which ``PLACES`` are filled in."""
+
+    train: tuple[str, ...] = Field(min_length=1, description="ends when nimg images were seen")
+    sample: tuple[str, ...] | None = Field(default=None, min_length=1, description="makes images, as PNG, JPEG or WebP")
+    snapshot: str | None = Field(default=None, description="glob in {out}, for example **/network-snapshot-*.pkl")
     resolution: int = Field(ge=8, description="side of the images in {data}, px")
     gpus: int = Field(default=1, ge=0)
     cpus: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> External:
+        for name, words in (("train", self.train), ("sample", self.sample or ())):
+            for place in (p for word in words for p in re.findall(r"\{([a-z]+)\}", word)):
+                if place not in PLACES or (name == "train" and place in _OF_SAMPLE_ALONE):
+                    known = [p for p in PLACES if name == "sample" or p not in _OF_SAMPLE_ALONE]
+                    raise ValueError(f"{name}: {{{place}}} is not known; there are {', '.join(known)}")
+                if place == "snapshot" and self.snapshot is None:
+                    raise ValueError("sample: {snapshot} needs `snapshot`, which says what the file is called")
+        return self
 
 
 class Proof(BaseModel, frozen=True, extra="forbid"):
@@ -51,9 +71,12 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
     arms: tuple[ArmName, ...] = ("original", "cleaned", "combined", "filter", "null")
     trainers: tuple[str, ...] = Field(default=("ddm-32", "gan-32"), description="presets, or names of `external`")
     seeds: int = Field(default=5, ge=1, description="runs of each arm and trainer")
-    nimg: dict[str, int] = Field(default={}, description="images that a trainer's jobs see; else DEFAULT_NIMG")
+    nimg: PositiveInt | dict[str, PositiveInt] = Field(
+        default=1_000_000, description="images that a job sees; or of each trainer, 1,000,000 where it is not named"
+    )
     snapshots: int = Field(default=4, ge=1, description="of each job, evenly spaced; the last one makes the gain")
     classes: bool = Field(default=False, description="class-conditional, by the samples' labels")
+    workers: int = Field(default=1, ge=1, description="processes that share each batch of a job, a GPU each")
     view: str | None = Field(default=None, description="that `cleaned` and `combined` follow; none: the packed one")
     # What the arms are made with.
     severe_from: float | None = Field(default=None, ge=0, le=1, description="none: the restorer's own threshold")
@@ -77,9 +100,20 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
         for name, values in (("arms", self.arms), ("trainers", self.trainers)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: one is named twice")
-        if unused := sorted(set(self.external) - set(self.trainers)):
-            raise ValueError(f"external.{unused[0]} is not among the trainers")
+            if not values:
+                raise ValueError(f"{name}: there are none")
+        for name in self.trainers:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+                raise ValueError(f"trainers: {name!r} is no name; jobs' folders are called by it")
+        lengths = self.nimg if isinstance(self.nimg, dict) else {}
+        for name, named in (("external", self.external), ("nimg", lengths)):
+            if unused := sorted(set(named) - set(self.trainers)):
+                raise ValueError(f"{name}.{unused[0]} is not among the trainers")
         return self
+
+    def nimg_of(self, trainer: str) -> int:
+        """Images that each job of a trainer sees."""
+        return self.nimg.get(trainer, DEFAULT_NIMG) if isinstance(self.nimg, dict) else self.nimg
 
 
 #: Images that a job sees where the declaration says nothing.
@@ -120,7 +154,7 @@ def jobs(proof: Proof) -> Iterator[Job]:
                 if arm == "weighted" and (trainer in GAN_PRESETS or trainer in proof.external):
                     continue
                 seed = pair + 10_000 if arm == "null" else pair
-                yield Job(arm, trainer, pair, seed, proof.nimg.get(trainer, DEFAULT_NIMG))
+                yield Job(arm, trainer, pair, seed, proof.nimg_of(trainer))
 
 
 def local_root(run: Run) -> Path:

@@ -1,0 +1,157 @@
+"""Jobs of a trainer that is not ours: it gets its arm as a StyleGAN/EDM zip, and may make images in the end.
+
+jobs/images/ARM-PX.zip    the arm, for all seeds; with labels ARM-PX-classes.zip
+jobs/NAME/log.txt         all that the commands said
+jobs/NAME/out/            what the trainer wrote; there when it is started again
+jobs/NAME/samples/        the images it made
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+from manifests import storage
+from manifests.errors import ConfigError, RunError, SampleError
+from manifests.rundir import Run
+from pipelines.proof import plan, supervisor
+from pipelines.proof.plan import External, Job, Proof
+
+if TYPE_CHECKING:
+    from idm_core.generators import Images
+
+#: Lines of the log that an error quotes.
+_LAST_LINES: Final = 8
+_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+
+
+def check_commands(name: str, trainer: External) -> None:
+    """ConfigError where a preset has that name already, or a program is not there."""
+    from idm_core.generators.presets import DDM_PRESETS, GAN_PRESETS
+
+    if name in DDM_PRESETS or name in GAN_PRESETS:
+        raise ConfigError(f"proof.external.{name}: a preset is called so; give it another name")
+    for command in (trainer.train, trainer.sample):
+        if command and "{" not in command[0] and shutil.which(command[0]) is None:
+            raise ConfigError(f"proof.external.{name}: there is no program {command[0]} here")
+
+
+def zip_path(run: Run, proof: Proof, job: Job) -> Path:
+    """Where the images of a job's arm are for its trainer."""
+    labelled = "-classes" if proof.classes else ""
+    side = proof.external[job.trainer].resolution
+    return plan.local_root(run) / "jobs" / "images" / f"{job.arm}-{side}{labelled}.zip"
+
+
+def write_zip(images: Images, path: Path) -> None:
+    """Write an arm as a zip that NVlabs' trainers read, whole or not at all; nothing is done where it is there."""
+    from pipelines.exports.stored_zip import StoredZip
+    from pipelines.exports.stylegan import member_name, read_about
+    from pipelines.images import encode_png
+
+    about = {"images": images.fingerprint}
+    if read_about(path) == about:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged, directory = (path.with_name(f".{path.name}.{part}") for part in ("staged", "directory"))
+    with staged.open("w+b") as archive, directory.open("w+b") as entries:
+        written = StoredZip(archive, entries)
+        for i, pixels in enumerate(images.pixels):
+            written.add(member_name(i), encode_png(pixels))
+        labels = None
+        if images.labels is not None:
+            labels = [[member_name(i), label] for i, label in enumerate(images.labels.tolist())]
+        written.add("dataset.json", json.dumps({"labels": labels}).encode())
+        written.close(storage.json_bytes(about))
+    directory.unlink()
+    storage.publish(staged, str(path))
+
+
+def train(run: Run, proof: Proof, job: Job, cwd: str) -> None:
+    """Run a job's commands to their end, in the folder ``cwd``; where it was interrupted, once more.
+
+    Raises:
+        RunError: one of them failed; the message quotes what it said last. Or the images are not what was asked for.
+    """
+    trainer, folder = proof.external[job.trainer], job.folder(run).absolute()
+    out, samples = folder / "out", folder / "samples"
+    data = zip_path(run, proof, job).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    # Of all arms: this one may have lost all of a class.
+    classes = int(storage.read_json(str(folder / "job.json"))["external"]["classes"])
+    filled: dict[str, object] = {"data": data, "out": out, "seed": job.seed, "gpus": trainer.gpus}
+    filled |= {"nimg": job.nimg, "kimg": -(-job.nimg // 1000), "mimg": f"{job.nimg / 1e6:g}"}
+    filled |= {"classes": classes, "cond": int(classes > 0)}
+    with (folder / "log.txt").open("ab") as log:
+        _run(fill(trainer.train, filled), trainer, cwd, log)
+        if trainer.sample is None:
+            return
+        if samples.exists():  # of an attempt that was interrupted
+            run.staging.mkdir(parents=True, exist_ok=True)
+            samples.rename(run.staging / f"{job.name}-samples-{os.getpid()}")
+        samples.mkdir()
+        filled |= {"samples": samples, "count": proof.samples, "last": proof.samples - 1}
+        if trainer.snapshot is not None:
+            filled["snapshot"] = _newest(out, trainer.snapshot)
+        _run(fill(trainer.sample, filled), trainer, cwd, log)
+    check_samples(samples, proof.samples)
+
+
+def fill(command: Sequence[str], values: Mapping[str, object]) -> list[str]:
+    """The words of a command with what belongs in its places; all other braces stay as they are."""
+    return [re.sub(r"\{([a-z]+)\}", lambda place: str(values[place[1]]), word) for word in command]
+
+
+def _run(command: list[str], trainer: External, cwd: str, log: IO[bytes]) -> None:
+    """A command under a supervisor, which ends it when this process ends, however that is."""
+    environment = dict(os.environ)
+    if trainer.gpus == 0:  # Ray hides GPUs from those alone that asked for some
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    log.write(f"$ {' '.join(command)}\n".encode())
+    log.flush()
+    begun = log.tell()
+    supervised = subprocess.Popen(
+        [sys.executable, supervisor.__file__, *command],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd=cwd,
+        env=environment,
+    )
+    try:
+        status = supervised.wait()
+    finally:  # cancelled, perhaps: an end of its input is what the supervisor ends by
+        assert supervised.stdin is not None
+        supervised.stdin.close()
+        supervised.wait()
+    if status:
+        said = Path(log.name).read_bytes()[begun:].decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
+        raise RunError(f"{log.name}: {command[0]} ended with exit status {status}; it said last:\n" + "\n".join(said))
+
+
+def _newest(out: Path, pattern: str) -> Path:
+    found = sorted(out.glob(pattern), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    if not found:
+        raise RunError(f"{out}: the trainer has ended, and there is no {pattern}")
+    return found[-1]
+
+
+def check_samples(folder: Path, count: int) -> None:
+    """RunError where a folder does not hold so many images, or one of them cannot be decoded."""
+    from pipelines.images import decode
+
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if len(found) != count:
+        raise RunError(f"{folder}: {len(found)} images are there, {count} were to be made")
+    for path in found:
+        try:
+            decode(path.read_bytes())
+        except SampleError as error:
+            raise RunError(f"{path}: it cannot be decoded: {error}") from error

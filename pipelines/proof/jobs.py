@@ -1,0 +1,276 @@
+"""The jobs of a proof are trained: as many side by side as the cluster has room for, each resumed where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from manifests import storage
+from manifests.errors import ConfigError, CurateError, RunError
+from manifests.rundir import Run
+from pipelines.config import Resources
+from pipelines.proof import arms, board, external, plan
+from pipelines.proof.plan import External, Proof
+from pipelines.proof.training import Training, check, is_done, prepare
+
+log = logging.getLogger("idm_curate")
+
+#: How often the driver looks whether a job has ended.
+LOOK_SECONDS: Final = 1.0
+#: How long jobs may take to end by themselves on Ctrl-C.
+END_SECONDS: Final = 15.0
+#: How long a job waits for whoever had its folder before, and of whose end the cluster may not know yet.
+FREE_SECONDS: Final = 120.0
+
+Needs = dict[str, float]  # "CPU", "GPU" => how many
+
+
+def retrain(run: Run, proof: Proof, resources: Resources) -> list[str]:
+    """Train every job that is not done, each going on where it stopped; returns the paths that say why some failed.
+
+    First what can be checked, then the declaration, then the arms' images, once; then the jobs in the order of the
+    plan. With ``resources.workers`` 0 they are done one after the other in this process; else on Ray, side by side. A
+    job that fails takes no other along, and is tried again by the next call.
+
+    Raises:
+        ConfigError: the proof cannot be done as it is declared, was declared otherwise, or a job's folder belongs to
+            other images or options.
+        RunError: the run has not come as far as its arms need.
+    """
+    check(run, proof)
+    plan.declare(run, proof)
+    trainings = prepare(run, proof)
+    todo = [t for t in trainings if not is_done(run, t.job, t.fingerprint)]
+    if not todo:
+        return []
+    states: board.States = {t.job.name: "waiting" if t in todo else "done" for t in trainings}
+    with board.shown(run, [t.job for t in trainings], states):
+        if resources.workers == 0:
+            failed = _one_by_one(run, proof, todo, states)
+        else:
+            failed = _side_by_side(run, proof, todo, resources, states)
+    return [str(t.job.folder(run) / "failure.json") for t in failed]
+
+
+def _one_by_one(run: Run, proof: Proof, todo: Sequence[Training], states: board.States) -> list[Training]:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    failed: list[Training] = []
+    for training in todo:
+        states[training.job.name] = "running"
+        if isinstance(training.how, External):
+            error = attempt(run, training, partial(external.train, run, proof, training.job, str(Path.cwd())))
+        else:
+            error = attempt(run, training, partial(train, run, proof, training, device))
+        _ended(training, error, states, failed)
+    return failed
+
+
+def _side_by_side(
+    run: Run, proof: Proof, todo: Sequence[Training], resources: Resources, states: board.States
+) -> list[Training]:
+    """Hand the jobs to Ray, each as a task that ends with it; not more at once than there is room for."""
+    import ray
+    from ray.exceptions import RayError
+
+    from pipelines.train_distributed import gpus_of_a_process, is_local
+    from pipelines.workers import connect
+
+    connect(resources)
+    local, cpus = is_local(resources.address), max(1, int(resources.cpus_per_worker))
+    gpus = gpus_of_a_process(proof.workers, cpus, resources.gpus_per_worker, local=local)
+    needs = {t.job.name: _needs(t, proof.workers, cpus, gpus) for t in todo}
+    if local:
+        _check_room([t for t in todo if isinstance(t.how, External)], needs)
+    waiting, running, failed = deque(todo), dict[Any, Training](), list[Training]()
+    try:
+        while waiting or running:
+            while waiting and _has_room(waiting[0], running.values(), needs, resources.jobs_at_once, local):
+                training = waiting.popleft()
+                name, states[training.job.name] = training.job.name, "running"
+                if isinstance(training.how, External):
+                    # The command is the work: its CPUs and GPUs are this task's.
+                    task = ray.remote(num_cpus=needs[name]["CPU"], num_gpus=needs[name]["GPU"])(_run_external)
+                    ref = task.remote(run, proof, training, str(Path.cwd()))
+                else:
+                    # Ray Train's fit blocks, so it has a task of its own, which needs nothing: the group does the work.
+                    ref = ray.remote(num_cpus=0)(_fit).remote(run, proof, training, cpus, gpus, local)
+                running[ref] = training
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
+            for ref in ready:
+                training = running.pop(ref)
+                try:
+                    error = ray.get(ref)
+                except RayError as lost:  # the task itself, again and again, or it could not be started
+                    error = _fail(run, training, f"Ray lost this job: {type(lost).__name__}: {lost}")
+                _ended(training, error, states, failed)
+    finally:
+        _end(list(running))
+    return failed
+
+
+def _needs(training: Training, workers: int, cpus: int, gpus: float) -> Needs:
+    if isinstance(training.how, External):
+        return {"CPU": training.how.cpus, "GPU": training.how.gpus}
+    return {"CPU": workers * cpus, "GPU": workers * gpus}
+
+
+def _check_room(trainings: Sequence[Training], needs: dict[str, Needs]) -> None:
+    """ConfigError where this machine could never do one of them."""
+    import ray
+
+    there: Needs = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for training in trainings:
+        for what, needed in needs[training.job.name].items():
+            if needed > there.get(what, 0):
+                raise ConfigError(
+                    f"proof.external.{training.job.trainer}: it needs {needed:g} {what}s; this machine has "
+                    f"{there.get(what, 0):g}, as Ray sees it"
+                )
+
+
+def _has_room(training: Training, running: Any, needs: dict[str, Needs], at_once: int | None, local: bool) -> bool:
+    """Whether another job may be started. The first one always may: on a cluster that grows, it is what it grows for.
+
+    So is ``at_once`` there: whoever names a number gets it, and Ray has the jobs wait for their nodes.
+    """
+    import ray
+
+    others = [needs[t.job.name] for t in running]
+    if not others:
+        return True
+    if at_once is not None and (len(others) >= at_once or not local):
+        return len(others) < at_once
+    there: Needs = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return all(
+        sum(other[what] for other in others) + needed <= there.get(what, 0)
+        for what, needed in needs[training.job.name].items()
+    )
+
+
+def _end(refs: Sequence[Any]) -> None:
+    """Have tasks end: by themselves, so that they end what they have started, and else by force."""
+    import ray
+
+    for ref in refs:
+        ray.cancel(ref)
+    _, left = ray.wait(list(refs), num_returns=len(refs), timeout=END_SECONDS) if refs else ([], [])
+    for ref in left:
+        ray.cancel(ref, force=True)
+
+
+def _fit(run: Run, proof: Proof, training: Training, cpus: int, gpus: float, local: bool) -> str | None:
+    """One of our own jobs, on Ray: the task that its group belongs to."""
+    from pipelines.train_distributed import fit
+
+    out, work = training.job.folder(run), partial(train, run, proof, training)
+    return attempt(run, training, partial(fit, work, out, proof.workers, cpus=cpus, gpus=gpus, local=local))
+
+
+def _run_external(run: Run, proof: Proof, training: Training, cwd: str) -> str | None:
+    """A job of somebody else's trainer, on Ray."""
+    return attempt(run, training, partial(external.train, run, proof, training.job, cwd))
+
+
+def attempt(run: Run, training: Training, do: Callable[[], object]) -> str | None:
+    """Do a job and mark it as done; or leave ``failure.json``, and return what went wrong."""
+    folder = training.job.folder(run)
+    if storage.exists(failure := str(folder / "failure.json")):
+        storage.retire(failure, run.staging)
+    start = time.monotonic()
+    try:
+        do()
+        done: dict[str, Any] = {"fingerprint": training.fingerprint, "seconds": round(time.monotonic() - start, 1)}
+        if not isinstance(training.how, External):
+            done["snapshots"] = _snapshots(folder, training)
+    except CurateError as error:
+        return _fail(run, training, str(error))
+    except Exception:  # the boundary: whatever it is, the other jobs go on
+        return _fail(run, training, traceback.format_exc())
+    storage.write_json(done, str(folder / "done.json"))
+    return None
+
+
+def _fail(run: Run, training: Training, error: str) -> str:
+    storage.write_json({"job": training.job.name, "error": error}, str(training.job.folder(run) / "failure.json"))
+    return error
+
+
+def _ended(training: Training, error: str | None, states: board.States, failed: list[Training]) -> None:
+    if error is None:
+        states[training.job.name] = "done"
+        log.info("job %s is done", training.job.name)
+        return
+    states[training.job.name] = "failed"
+    failed.append(training)
+    log.error("job %s failed: %s", training.job.name, error.strip().splitlines()[-1])
+
+
+def _snapshots(folder: Path, training: Training) -> list[str]:
+    """Names of all that a finished training keeps. RunError where one is gone."""
+    names = sorted(path.name for path in folder.glob("snapshot-*.safetensors"))
+    planned = -(-training.job.nimg // training.how.snapshot_nimg)  # type: ignore[union-attr]
+    if len(names) < planned:
+        raise RunError(
+            f"{folder}: {len(names)} of {planned} snapshots are there, and the training is at its end; remove the "
+            "folder to train it again"
+        )
+    return names
+
+
+def train(run: Run, proof: Proof, training: Training, device: str) -> None:
+    """One of our own jobs in this process, alone or as one of a group; errors become messages to the user."""
+    import torch.distributed as dist
+
+    from idm_core import generators
+    from idm_core.checkpoint import CheckpointError
+    from pipelines.workers import use_one_thread
+
+    job, config = training.job, training.how
+    assert not isinstance(config, External)
+    if device == "cpu":
+        use_one_thread()
+    images = arms.training_images(run, proof, job.arm, config.preset.resolution)
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    with _alone_in(job.folder(run)) if first else contextlib.nullcontext():
+        try:
+            generators.train(images, config, job.folder(run), device=device, about={"arm": job.arm, "pair": job.pair})
+        except (CheckpointError, FloatingPointError) as error:
+            raise RunError(str(error)) from error
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a job's folder. A driver that is killed may leave a process behind on another node, for some seconds.
+
+    Raises:
+        RunError: somebody else holds it, and does not end.
+    """
+    deadline = time.monotonic() + FREE_SECONDS
+    with (folder / "lock").open("a+") as f:
+        while True:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    f.seek(0)
+                    raise RunError(f"{folder} is in use by {f.read()}; wait for it, or end it") from None
+                time.sleep(0.2)
+        f.truncate(0)
+        f.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        f.flush()
+        yield

@@ -1,0 +1,212 @@
+"""A job with all that it takes: how it is trained and on what, what it will cost, and whether it is done.
+
+jobs/NAME/job.json        what it is, and its fingerprint
+jobs/NAME/...             its state, stats.jsonl and snapshots; of an external trainer: log.txt, out/ and samples/
+jobs/NAME/done.json       written last
+jobs/NAME/failure.json    why it ended without; the same command tries it again
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from manifests import rundir, storage
+from manifests.errors import ConfigError
+from manifests.rundir import Run
+from pipelines.proof import arms, external, plan
+from pipelines.proof.plan import External, Job, Proof
+
+if TYPE_CHECKING:
+    from idm_core.generators import Images, TrainConfig
+    from idm_core.generators.presets import GeneratorPreset
+
+log = logging.getLogger("idm_curate")
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A job, ready to be trained.
+
+    Attributes:
+        how: a trainer of ours with its options, or a command.
+        about: all that its result depends on.
+    """
+
+    job: Job
+    how: TrainConfig | External
+    about: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return rundir.fingerprint(self.about)
+
+
+def check_trainers(proof: Proof) -> None:
+    """ConfigError where a trainer does not exist, or its options do not fit it. Needs no run."""
+    for trainer in proof.trainers:
+        if trainer in proof.external:
+            external.check_commands(trainer, proof.external[trainer])
+            continue
+        preset, nimg = _preset(trainer), proof.nimg_of(trainer)
+        if preset.batch % proof.workers:
+            raise ConfigError(
+                f"proof.workers: {proof.workers} processes cannot share {trainer}'s {preset.batch} images"
+            )
+        if nimg < proof.snapshots * preset.batch:
+            raise ConfigError(
+                f"proof.nimg: {trainer} learns from {preset.batch} images at once; {nimg} are too few for "
+                f"{proof.snapshots} snapshots"
+            )
+
+
+def check(run: Run, proof: Proof) -> None:
+    """See before any training that the trainers exist, that the arms can be made, and that the disk has room for it.
+
+    Raises:
+        ConfigError: it is not so.
+    """
+    check_trainers(proof)
+    arms.check_arms(run, proof)
+    root = plan.local_root(run)
+    there = sum(path.stat().st_size for path in (root / "jobs").rglob("*") if path.is_file())
+    needed, free = disk_bytes(proof, int(run.listing()["rows"])) - there, storage.free_bytes(run.root)
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"{root}: the jobs need about {needed / 1e9:.2g} GB more, {free / 1e9:.2g} GB are free; declare fewer "
+            "seeds, arms or snapshots, or use another disk"
+        )
+
+
+def prepare(run: Run, proof: Proof) -> list[Training]:
+    """All jobs in the order of the plan, with their images decoded and each written down in its folder.
+
+    Raises:
+        ConfigError: labels are missing, or a job's folder belongs to other images or options; the keys are named.
+    """
+    jobs = list(plan.jobs(proof))
+    sides = {t: proof.external[t].resolution if t in proof.external else _preset(t).resolution for t in proof.trainers}
+    images: dict[tuple[str, int], Images] = {}
+    for arm, side in dict.fromkeys((job.arm, sides[job.trainer]) for job in jobs):
+        log.info("decoding arm %s at %d px", arm, side)
+        arms.prepare_arm(run, proof, arm, side)
+        images[arm, side] = arms.training_images(run, proof, arm, side)
+    # An arm may have lost all of a class: they are all trained for the same number.
+    classes = 1 + max(int(i.labels.max()) for i in images.values() if i.labels is not None) if proof.classes else 0
+    found = []
+    for job in jobs:
+        mine = images[job.arm, sides[job.trainer]]
+        how = proof.external.get(job.trainer) or _options(proof, job, classes)
+        about = {"job": asdict(job), "images": mine.fingerprint}
+        if isinstance(how, External):
+            external.write_zip(mine, external.zip_path(run, proof, job))
+            about["external"] = how.model_dump(mode="json") | {"classes": classes, "samples": proof.samples}
+        else:
+            about["train"] = asdict(how)
+        found.append(Training(job, how, json.loads(storage.json_bytes(about))))
+    for training in found:
+        _claim(run, training)
+    return found
+
+
+def _options(proof: Proof, job: Job, classes: int) -> TrainConfig:
+    from idm_core.generators import TrainConfig
+
+    preset = _preset(job.trainer)
+    return TrainConfig(
+        replace(preset, batch=preset.batch // proof.workers),
+        job.nimg,
+        seed=job.seed,
+        classes=classes,
+        accumulate=proof.workers,
+        save_nimg=max(job.nimg // 100, 1),  # the most that a kill costs
+        snapshot_nimg=-(-job.nimg // proof.snapshots),
+    )
+
+
+def _claim(run: Run, training: Training) -> None:
+    """Write a job down, or see that the one in its folder is the same."""
+    url = str(training.job.folder(run) / "job.json")
+    if not storage.exists(url):
+        storage.write_json({"fingerprint": training.fingerprint} | training.about, url)
+        return
+    there = {key: value for key, value in storage.read_json(url).items() if key != "fingerprint"}
+    if different := rundir.differing_keys(there, training.about):
+        raise ConfigError(
+            f"{url}: this job was begun otherwise: {'; '.join(different)}. Go back to that, or prove it in another run "
+            "directory"
+        )
+
+
+def is_done(run: Run, job: Job, fingerprint: str | None = None) -> bool:
+    """Whether a job has ended well; with a fingerprint, whether that one has."""
+    try:
+        marker = storage.read_json(str(job.folder(run) / "done.json"))
+    except FileNotFoundError:
+        return False
+    return fingerprint is None or marker["fingerprint"] == fingerprint
+
+
+def described(proof: Proof, run: Run | None, images: int | None) -> list[str]:
+    """What is to be trained, a line a trainer; touches nothing.
+
+    Args:
+        run: where jobs may be done already; None: there is none yet.
+        images: samples of the source, where that is known.
+    """
+    check_trainers(proof)
+    lines = []
+    for trainer in proof.trainers:
+        jobs = [job for job in plan.jobs(proof) if job.trainer == trainer]
+        done = 0 if run is None else sum(is_done(run, job) for job in jobs)
+        lines.append(
+            f"{trainer}: {len(jobs)} jobs, {done} done; {jobs[0].nimg:,} images each; arms "
+            f"{', '.join(dict.fromkeys(job.arm for job in jobs))}; {proof.seeds} seeds"
+        )
+    if images is not None:
+        lines.append(f"about {disk_bytes(proof, images) / 1e9:.2g} GB in jobs/ when all is done")
+    return lines
+
+
+def disk_bytes(proof: Proof, images: int) -> int:
+    """About what ``jobs/`` takes in the end: the arms' images, states and snapshots. ``images``: samples of a run."""
+    kept: dict[tuple[str, int, str], int] = {}
+    total = 0
+    for job in plan.jobs(proof):
+        if (other := proof.external.get(job.trainer)) is not None:
+            side = other.resolution
+            kept[job.arm, side, "zip"] = 3 * side**2 * images
+            total += 3 * side**2 * proof.samples if other.sample else 0
+        else:
+            side = _preset(job.trainer).resolution
+            generator, all_of_them = _parameters(_preset(job.trainer))
+            # A state is all networks and two moments of each parameter, and the generator's average.
+            total += 4 * (generator * (proof.snapshots + 1) + 3 * all_of_them)
+        kept[job.arm, side, "npy"] = 3 * side**2 * images
+    return total + sum(kept.values())
+
+
+def _parameters(preset: GeneratorPreset) -> tuple[int, int]:
+    """How many the generator has, and all that is trained."""
+    import torch
+
+    from idm_core.generators import GanPreset
+    from idm_core.generators.resnet import Discriminator
+    from idm_core.generators.snapshot import new_network
+
+    with torch.device("meta"):
+        generator = sum(p.numel() for p in new_network(preset, 0).parameters())
+        if not isinstance(preset, GanPreset):
+            return generator, generator
+        return generator, generator + sum(p.numel() for p in Discriminator(preset, 0).parameters())
+
+
+def _preset(trainer: str) -> GeneratorPreset:
+    from idm_core.generators import generator_preset
+
+    try:
+        return generator_preset(trainer)
+    except ValueError as error:
+        raise ConfigError(f"--trainer: {error}, and those that proof.external names") from error
