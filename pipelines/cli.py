@@ -157,8 +157,9 @@ def _finish(outcome: Outcome) -> None:
     click.echo(text)
     if storage.exists(report := storage.join(outcome.root, "report.html")):
         click.echo(f"  report           {report}")
-    if outcome.failures and outcome.stage == "retrain":
-        click.echo(f"{len(outcome.failures)} jobs failed; the first: {outcome.failures[0]}", err=True)
+    if outcome.failures and outcome.stage in ("retrain", "evaluate"):
+        what = "jobs failed" if outcome.stage == "retrain" else "sets of images could not be scored"
+        click.echo(f"{len(outcome.failures)} {what}; the first: {outcome.failures[0]}", err=True)
         click.echo("Mend the cause and run the same command again: it goes on with what is not done.", err=True)
         sys.exit(1)
     if outcome.failures:

@@ -231,16 +231,17 @@ def _pack(run: Run, config: Config) -> list[str]:
 
 
 def _retrain(run: Run, config: Config) -> list[str]:
+    from pipelines.proof.detectors import say_detectors
     from pipelines.proof.jobs import retrain
 
+    say_detectors(config.proof)
     return retrain(run, config.proof, config.resources)
 
 
 def _evaluate(run: Run, config: Config) -> list[str]:
     from pipelines.proof.scores import score
 
-    score(run, config.proof, config.resources)
-    return []
+    return score(run, config.proof, config.resources)
 
 
 def _report(run: Run, config: Config) -> list[str]:

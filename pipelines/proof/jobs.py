@@ -32,6 +32,9 @@ END_SECONDS: Final = 15.0
 #: How long a job waits for whoever had its folder before, and of whose end the cluster may not know yet.
 FREE_SECONDS: Final = 120.0
 
+#: On a machine of one's own nobody takes nodes away, and nobody needs a process to watch for it.
+_ALONE: Final = {"env_vars": {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}}
+
 Needs = dict[str, float]  # "CPU", "GPU" => how many
 
 
@@ -105,7 +108,8 @@ def _side_by_side(
                     ref = task.remote(run, proof, training, str(Path.cwd()))
                 else:
                     # Ray Train's fit blocks, so it has a task of its own, which needs nothing: the group does the work.
-                    ref = ray.remote(num_cpus=0)(_fit).remote(run, proof, training, cpus, gpus, local)
+                    task = ray.remote(num_cpus=0, runtime_env=_ALONE if local else None)(_fit)
+                    ref = task.remote(run, proof, training, cpus, gpus, local)
                 running[ref] = training
             ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
             for ref in ready:

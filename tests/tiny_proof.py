@@ -1,0 +1,62 @@
+"""The command line with generators of seconds, for proofs that tests can wait for.
+
+``python -m tests.tiny_proof ARGUMENTS ...`` is ``idm-curate`` with them, in a process that can be killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from idm_core.generators.presets import DDM_PRESETS, GAN_PRESETS
+from pipelines.cli import cli, main
+from tests.tiny_generators import DDM, GAN
+
+
+def know_tiny_presets() -> None:
+    """For the rest of this process; the workers of a cluster are told the presets themselves."""
+    DDM_PRESETS[DDM.name] = DDM
+    GAN_PRESETS[GAN.name] = GAN
+
+
+def curate(*arguments: object, code: int = 0) -> str:
+    """Call the command line in this process; what it said."""
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def results(run: Path) -> dict[str, str]:
+    """All that trainings left for later, by file: hashes of snapshots, loss curves without their times."""
+    found = {}
+    for path in sorted((run / "jobs").rglob("*")):
+        name = str(path.relative_to(run / "jobs"))
+        if path.match("snapshot-*.safetensors"):
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.name == "stats.jsonl":
+            found[name] = str([{**line, "seconds": None} for line in stats(path.parent)])
+    return found
+
+
+def stats(folder: Path) -> list[dict[str, float]]:
+    """The whole lines of a job's statistics; none where there are none yet."""
+    path = folder / "stats.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def holder(folder: Path) -> int | None:
+    """Process that trains a job, if one has said so and is there."""
+    path = folder / "lock"
+    words = path.read_text().split() if path.exists() else []
+    return int(words[1]) if len(words) == 4 and Path(f"/proc/{words[1]}").exists() else None
+
+
+if __name__ == "__main__":
+    know_tiny_presets()
+    main()
