@@ -45,9 +45,9 @@ def check_commands(name: str, trainer: External) -> None:
 
 def zip_path(run: Run, proof: Proof, job: Job) -> Path:
     """Where the images of a job's arm are for its trainer."""
-    labelled = "-classes" if proof.classes else ""
-    side = proof.external[job.trainer].resolution
-    return plan.local_root(run) / "jobs" / "images" / f"{job.arm}-{side}{labelled}.zip"
+    arm = "original" if job.arm == "null" else job.arm  # the same images
+    side, labelled = proof.external[job.trainer].resolution, "-classes" if proof.classes else ""
+    return plan.local_root(run) / "jobs" / "images" / f"{arm}-{side}{labelled}.zip"
 
 
 def write_zip(images: Images, path: Path) -> None:

@@ -175,16 +175,17 @@ def disk_bytes(proof: Proof, images: int) -> int:
     kept: dict[tuple[str, int, str], int] = {}
     total = 0
     for job in plan.jobs(proof):
+        arm = "original" if job.arm in ("null", "weighted") else job.arm  # the same images
         if (other := proof.external.get(job.trainer)) is not None:
             side = other.resolution
-            kept[job.arm, side, "zip"] = 3 * side**2 * images
+            kept[arm, side, "zip"] = 3 * side**2 * images
             total += 3 * side**2 * proof.samples if other.sample else 0
         else:
             side = _preset(job.trainer).resolution
             generator, all_of_them = _parameters(_preset(job.trainer))
             # A state is all networks and two moments of each parameter, and the generator's average.
             total += 4 * (generator * (proof.snapshots + 1) + 3 * all_of_them)
-        kept[job.arm, side, "npy"] = 3 * side**2 * images
+        kept[arm, side, "npy"] = 3 * side**2 * images
     return total + sum(kept.values())
 
 
