@@ -101,10 +101,11 @@ def _side_by_side(
         while waiting or running:
             while waiting and _has_room(waiting[0], running.values(), needs, resources.jobs_at_once, local):
                 training = waiting.popleft()
-                name, states[training.job.name] = training.job.name, "running"
+                states[training.job.name] = "running"
+                task: Any
                 if isinstance(training.how, External):
                     # The command is the work: its CPUs and GPUs are this task's.
-                    task = ray.remote(num_cpus=needs[name]["CPU"], num_gpus=needs[name]["GPU"])(_run_external)
+                    task = ray.remote(num_cpus=training.how.cpus, num_gpus=training.how.gpus)(_run_external)
                     ref = task.remote(run, proof, training, str(Path.cwd()))
                 else:
                     # Ray Train's fit blocks, so it has a task of its own, which needs nothing: the group does the work.
