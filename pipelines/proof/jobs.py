@@ -109,7 +109,7 @@ def _side_by_side(
                     ref = task.remote(run, proof, training, str(Path.cwd()))
                 else:
                     # Ray Train's fit blocks, so it has a task of its own, which needs nothing: the group does the work.
-                    task = ray.remote(num_cpus=0, runtime_env=_ALONE if local else None)(_fit)
+                    task = ray.remote(num_cpus=0, runtime_env=_ALONE if local else {})(_fit)
                     ref = task.remote(run, proof, training, cpus, gpus, local)
                 running[ref] = training
             ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
