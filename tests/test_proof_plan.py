@@ -124,6 +124,7 @@ def test_the_proof_is_no_part_of_what_a_runs_bytes_depend_on(tmp_path: Path) -> 
     config = configuration.load(file, ["proof.seeds=3"], {"proof.nimg": {"mine": 5}})
     assert (config.proof.seeds, config.proof.nimg_of("mine")) == (3, 5)
     assert config.proof.external["mine"].train == ("python", "{data}")
+    assert configuration.load(None, ["proof.arms=[original, null]"], {}).proof.arms == ("original", "null")
     assert config.of_the_bytes() == configuration.Config().of_the_bytes()
     with pytest.raises(ConfigError, match=r"proof\.seeds"):
         configuration.load(None, ["proof.seeds=none"], {})

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, Field, PositiveInt, model_validator
+from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
 from manifests import rundir, storage
 from manifests.errors import ConfigError, RunError
@@ -92,6 +92,12 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
     )
     samples: int = Field(default=10_000, ge=2, description="images that each snapshot makes")
     external: dict[str, External] = {}
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _null(cls, arms: object) -> object:
+        # YAML reads a bare null as nothing.
+        return ["null" if arm is None else arm for arm in arms] if isinstance(arms, list | tuple) else arms
 
     @model_validator(mode="after")
     def _check(self) -> Proof:
