@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -174,9 +177,12 @@ def waited_for(what: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_a_killed_driver_takes_the_trainer_and_all_its_processes_along(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [["--workers", "0"], []], ids=["here", "ray"])
+def test_a_killed_driver_takes_the_trainer_and_all_its_processes_along(
+    workers: list[str], run: Path, tmp_path: Path
+) -> None:
     config = declared(tmp_path, {"slow": {"train": stub("linger", "{out}")}}, arms=["original"])
-    command = [PYTHON, "-m", "pipelines", "retrain", str(run), "--config", str(config), "--workers", "0"]
+    command = [PYTHON, "-m", "pipelines", "retrain", str(run), "--config", str(config), *workers]
     driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     pids = run / "jobs/original-slow-s0/out/pids"
     waited_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
@@ -185,6 +191,24 @@ def test_a_killed_driver_takes_the_trainer_and_all_its_processes_along(run: Path
     driver.kill()
     driver.wait()
     waited_for(lambda: not any(process.exists() for process in processes), 30)
+
+
+def test_ctrl_c_ends_what_runs_on_ray_and_is_no_failure(run: Path, tmp_path: Path, local_ray: None) -> None:
+    config = declared(tmp_path, {"slow": {"train": stub("linger", "{out}")}})
+    pids = [run / "jobs" / f"{arm}-slow-s0/out/pids" for arm in ("original", "null")]
+
+    def interrupt() -> None:
+        waited_for(lambda: all(path.exists() and len(path.read_text().split()) == 2 for path in pids))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    said = curate("retrain", run, "--config", config, code=130)
+    interrupter.join()
+    assert "the same command again continues" in said
+    processes = [Path("/proc") / pid for path in pids for pid in path.read_text().split()]
+    waited_for(lambda: not any(process.exists() for process in processes), 30)
+    assert not list((run / "jobs").glob("*/failure.json")) and not list((run / "jobs").glob("*/done.json"))
 
 
 def test_a_real_trainer_learns_from_an_arm_and_makes_images(run: Path, tmp_path: Path) -> None:

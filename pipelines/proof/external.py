@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
@@ -27,6 +28,8 @@ from pipelines.proof.plan import External, Job, Proof
 if TYPE_CHECKING:
     from idm_core.generators import Images
 
+#: How often it is seen whether a command has ended.
+_LOOK_SECONDS: Final = 0.2
 #: Lines of the log that an error quotes.
 _LAST_LINES: Final = 8
 _SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp"})
@@ -126,7 +129,8 @@ def _run(command: list[str], trainer: External, cwd: str, log: IO[bytes]) -> Non
         env=environment,
     )
     try:
-        status = supervised.wait()
+        while (status := supervised.poll()) is None:
+            time.sleep(_LOOK_SECONDS)  # to wait without would be deaf to Ray, which interrupts between two statements
     finally:  # cancelled, perhaps: an end of its input is what the supervisor ends by
         assert supervised.stdin is not None
         supervised.stdin.close()

@@ -2,7 +2,9 @@
 
 ``python supervisor.py COMMAND ...`` exits as the command does. A trainer starts processes of its own (torchrun, data
 loaders), some in sessions of their own; none of them may live on and hold a GPU when a driver was killed. Linux keeps
-orphans near: they become children of this process, which sees to the last of them.
+orphans near: they become children of the supervisor, which sees to the last of them.
+
+The supervisor is a child of the process that was started: a worker of Ray that ends kills its children, not theirs.
 """
 
 from __future__ import annotations
@@ -23,7 +25,18 @@ _GRACE_SECONDS = 8.0
 
 
 def main(command: list[str]) -> int:
-    """Run it; the exit status, 128 and the signal's number where it was killed."""
+    """Have it supervised; the exit status, 128 and the signal's number where it was killed."""
+    if supervisor := os.fork():
+        return _exit_status(os.waitstatus_to_exitcode(os.waitpid(supervisor, 0)[1]))
+    os.setsid()
+    return _supervise(command)
+
+
+def _exit_status(code: int) -> int:
+    return code if code >= 0 else 128 - code
+
+
+def _supervise(command: list[str]) -> int:
     on_linux = sys.platform == "linux"
     if on_linux:
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -42,7 +55,7 @@ def main(command: list[str]) -> int:
                 break
     finally:
         _end(child)
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    return _exit_status(child.returncode)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
