@@ -280,7 +280,6 @@ def test_what_is_made_is_known_by_the_snapshot_s_bytes_seed_and_number(finished:
 
 
 def test_the_arms_of_a_curated_run_are_measured_before_anything_is_trained(curated_run: Path, tmp_path: Path) -> None:
-    pytest.importorskip("pipelines.proof.arms")
     for i, pixels in enumerate(crops(12, 40)):
         storage.write_bytes(png(pixels), str(tmp_path / "photos" / f"{i}.png"))
     run = rundir.read(str(shutil.copytree(curated_run, tmp_path / "run")))
