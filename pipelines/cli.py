@@ -620,8 +620,11 @@ def diff(root_a: str, root_b: str, policy: str | None, policy_b: str | None, as_
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Ray actors; 0: none.")
 @click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="[default: 1 where Ray has GPUs]")
 @click.option("--address", metavar="URL", help="A running Ray cluster.  [default: $RAY_ADDRESS, else this machine]")
+@click.option("--ablate", metavar="KINDS", help="Of a run: what each of blur,jpeg,noise,upscaled costs; no training.")
 @click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
-def evaluate(samples: str, reference: str | None, detector: str, side: int, as_json: bool, **options: Any) -> None:
+def evaluate(
+    samples: str, reference: str | None, detector: str, side: int, ablate: str | None, as_json: bool, **options: Any
+) -> None:
     """Measure how far a set of images is from a reference: FID or FD-EffNet, kernel distance, precision, recall ...
 
     Each is a folder, a .zip or .tar, WebDataset shards, or a view of a run, RUN/views/NAME.parquet. Of a run directory,
@@ -633,6 +636,7 @@ def evaluate(samples: str, reference: str | None, detector: str, side: int, as_j
       idm-curate evaluate "runs/ffhq/cleaned/ffhq-{000000..000139}.tar" --reference ffhq-test/ --json
       idm-curate evaluate runs/ffhq/views/strict.parquet --reference ffhq-test/ --workers 8 --gpus-per-worker 1
       idm-curate evaluate runs/ffhq
+      idm-curate evaluate runs/ffhq --ablate blur,jpeg,noise,upscaled
 
     Features are kept on disk: what was looked at once is not looked at again, and an interrupted command continues.
     """
@@ -651,8 +655,19 @@ def evaluate(samples: str, reference: str | None, detector: str, side: int, as_j
         if not storage.exists(storage.join(samples, "run.json")):
             raise ConfigError(f"--reference is missing, and {samples} is no run directory")
         resources = {name: options[name] for name in ("workers", "gpus_per_worker", "address")}
+        if ablate is not None:
+            from manifests import rundir
+            from pipelines.proof import influence, plan
+
+            run = rundir.read(samples)
+            with rundir.lock(run.root):
+                costs = influence.influence(run, plan.read(run), ablate.split(","), Resources(**resources))
+            click.echo(json.dumps(costs, indent=1) if as_json else "\n".join(influence.as_text(costs)))
+            return
         _continue(samples, ("evaluate",), resources, dry_run=False, retry_failed=False)
         return
+    if ablate is not None:
+        raise ConfigError("--ablate is of a run's own data: leave out --reference, the run's proof declares one")
     if side % 32:
         raise ConfigError(f"--side {side}: it is a multiple of 32")
     name, folder = resolve_detector(detector, weights_folder()), weights_folder()

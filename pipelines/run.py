@@ -241,7 +241,7 @@ def _retrain(run: Run, config: Config) -> list[str]:
 def _evaluate(run: Run, config: Config) -> list[str]:
     from pipelines.proof.scores import score
 
-    return score(run, config.proof, config.resources)
+    return score(run, proofs.read(run), config.resources)
 
 
 def _report(run: Run, config: Config) -> list[str]:

@@ -74,6 +74,17 @@ def check_arms(run: Run, proof: Proof) -> None:
             )
 
 
+def with_view(run: Run, proof: Proof) -> Proof:
+    """The declaration with its view by name: what is packed later changes no arm.
+
+    Raises:
+        ConfigError: there are several views, and none was packed or named.
+        RunError: nothing is decided yet, or there is no such view.
+    """
+    with exported.opened(run, "cleaned", proof.view) as arm:
+        return proof.model_copy(update={"view": arm.view})
+
+
 def prepare_arm(run: Run, proof: Proof, arm: ArmName, resolution: int) -> TrainingImages:
     """Decode an arm's training samples into ``jobs/images/``, or map what was decoded before; any process may, at once.
 

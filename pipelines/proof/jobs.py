@@ -50,6 +50,7 @@ def retrain(run: Run, proof: Proof, resources: Resources) -> list[str]:
             other images or options.
         RunError: the run has not come as far as its arms need.
     """
+    proof = arms.with_view(run, proof)
     check(run, proof)
     plan.declare(run, proof)
     trainings = prepare(run, proof)

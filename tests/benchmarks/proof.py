@@ -19,7 +19,7 @@ import os
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import numpy as np
@@ -30,7 +30,9 @@ from idm_core.degradations import RECIPES, degrade
 from idm_core.presets import PRESETS
 from idm_core.restorer import to_images, to_tensor
 from idm_core.training import TrainConfig
+from pipelines import config as configuration
 from pipelines.rounds import Rounds, train_rounds
+from pipelines.run import Outcome, execute, opened, resolve
 from pipelines.train_idm import train_idm
 
 SIDE: Final = 32
@@ -41,6 +43,12 @@ RECIPES_USED: Final = ("mild", "heavy")
 SEED: Final = 31_000  # no training seed
 CONFIG: Final = TrainConfig(PRESETS["small-32"], 120_000, perceptual_after=60_000, self_after=20_000)
 ROUNDS: Final = Rounds(nimg=20_000)
+RESTORERS: Final = ("disjoint", "extrinsic")
+DECLARED: Final[dict[str, Any]] = {
+    "arms": ["original", "cleaned", "combined", "filter", "weighted", "placebo", "null", "pristine"],
+    "trainers": ["ddm-32", "gan-32"], "seeds": 3, "nimg": {"ddm-32": 200_000, "gan-32": 200_000},
+    "snapshots": 2, "samples": 4_000, "detectors": ["effnet-96"],
+}  # fmt: skip
 
 
 def write_faces(out: Path) -> None:
@@ -85,15 +93,34 @@ def main() -> None:
 
 @main.command("prepare")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def prepare(out: Path) -> None:
-    """Data, and the two restorers."""
+@click.option("--restorer", "restorers", type=click.Choice(RESTORERS), multiple=True, default=RESTORERS)
+def prepare(out: Path, restorers: tuple[str, ...]) -> None:
+    """Data and restorers, and the set cleaned by each of them."""
     torch.set_num_threads(1)
     write_faces(out)
     trunk = Path(os.environ["IDM_WEIGHTS"]) / "alexnet_features.safetensors"
-    train_idm(
-        [str(Path(os.environ["IDM_DATA"]) / "faces-sharp.zip")], out / "restorers/disjoint", CONFIG, lpips_trunk=trunk
-    )
-    train_rounds(str(out / "raw"), out / "restorers/extrinsic", CONFIG, ROUNDS, lpips_trunk=trunk)
+    others = str(Path(os.environ["IDM_DATA"]) / "faces-sharp.zip")
+    for name in restorers:
+        folder = out / "restorers" / name
+        if name == "disjoint":
+            train_idm([others], folder, CONFIG, lpips_trunk=trunk)
+        else:
+            train_rounds(str(out / "raw"), folder, CONFIG, ROUNDS, lpips_trunk=trunk)
+        curated(out, name, ("ingest", "restore", "select", "pack"))
+
+
+def curated(out: Path, restorer: str, stages: tuple[str, ...], **resources: Any) -> Outcome:
+    """The run of a restorer, as far as these stages."""
+    config = configuration.load(None, (), {
+        "dataset.name": "folder", "dataset.source": str(out / "raw"), "dataset.truth": str(out / "truth"),
+        "restore.restorer": str(out / "restorers" / restorer / f"{CONFIG.preset.name}.safetensors"),
+        "faces.model": "off", "proof": DECLARED | {"reference": str(out / "held-out")},
+        "resources": {"workers": 0} | resources,
+    })  # fmt: skip
+    root = str(out / "runs" / restorer)
+    config = resolve(config, stages, root)
+    with opened(root, restorer, config) as run:
+        return execute(run, config, stages)
 
 
 if __name__ == "__main__":
