@@ -29,7 +29,7 @@ PROOF = Proof(
     arms=("original", "cleaned", "combined", "filter", "null", "pristine", "placebo"),
     trainers=("ddm-32", "gan-32"),
     seeds=5,
-    nimg={"ddm-32": 400_000, "gan-32": 400_000},
+    nimg=400_000,
     samples=1000,
 )
 LEVEL = {"original": 60, "cleaned": 48, "combined": 40, "filter": 44, "null": 60, "pristine": 32, "placebo": 61}

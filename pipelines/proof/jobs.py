@@ -63,7 +63,8 @@ def retrain(run: Run, proof: Proof, resources: Resources) -> list[str]:
             failed = _one_by_one(run, proof, todo, states)
         else:
             failed = _side_by_side(run, proof, todo, resources, states)
-    return [str(t.job.folder(run) / "failure.json") for t in failed]
+    # In the plan's order: who fails first is chance.
+    return [str(t.job.folder(run) / "failure.json") for t in todo if t in failed]
 
 
 def _one_by_one(run: Run, proof: Proof, todo: Sequence[Training], states: board.States) -> list[Training]:
