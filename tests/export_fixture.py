@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pyarrow.parquet as pq
-from click.testing import CliRunner
 
-from pipelines.cli import cli
+from tests.command_line import curate
 from tests.photographs import crops, png
 
 Row = dict[str, Any]
@@ -49,15 +48,6 @@ class ImageFolderDataset:
 
     def close(self) -> None:
         self._zip.close()
-
-
-def curate(*arguments: object, code: int = 0) -> str:
-    """Call the command line in this process; what it said."""
-    result = CliRunner().invoke(cli, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def manifest_of(target: Path) -> list[Row]:

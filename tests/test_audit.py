@@ -10,13 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 
 from manifests import rundir, schema
 from manifests.errors import ConfigError
 from pipelines import audit as audits
 from pipelines.audit import Audit, audit
-from pipelines.cli import cli
+from tests.command_line import answer
 from tests.report_fixture import write_run
 
 FOLDER = "split_part(source_name, '/', 2)"
@@ -30,12 +29,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def by(root: Path, expression: str, view: str | None = None) -> Audit:
     return audit(rundir.read(str(root)), expression, view)
-
-
-def curate(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(cli, [str(a) for a in arguments])
-    assert result.exit_code == code, result.output
-    return result.stdout if code == 0 else result.output
 
 
 def test_every_count_is_the_manifests(finished: Path) -> None:
@@ -110,13 +103,13 @@ def test_too_many_groups_are_refused(finished: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_every_format_tells_the_same(finished: Path, tmp_path: Path) -> None:
-    printed = curate("audit", finished, "--by", FOLDER)
+    printed = answer("audit", finished, "--by", FOLDER)
     assert "(all)" in printed and "outcome: p = " in printed
-    whole: dict[str, Any] = json.loads(curate("audit", finished, "--by", FOLDER, "--format", "json"))
+    whole: dict[str, Any] = json.loads(answer("audit", finished, "--by", FOLDER, "--format", "json"))
     assert [g["name"] for g in whole["groups"]] == ["0", "1", "2", "3", "4"] and whole["by"] == FOLDER
-    curate("audit", finished, "--by", FOLDER, "--out", tmp_path / "a.json")
+    answer("audit", finished, "--by", FOLDER, "--out", tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == whole
-    curate("audit", finished, "--by", FOLDER, "--out", tmp_path / "a.parquet", "--view", "default")
+    answer("audit", finished, "--by", FOLDER, "--out", tmp_path / "a.parquet", "--view", "default")
     table = pq.read_table(tmp_path / "a.parquet").to_pylist()
     assert [r["group"] for r in table] == ["0", "1", "2", "3", "4", None]
     for row, group in zip(table, [*whole["groups"], whole["whole"]], strict=True):
@@ -124,5 +117,5 @@ def test_every_format_tells_the_same(finished: Path, tmp_path: Path) -> None:
         for name, share in group["shares"].items():
             assert (row[f"{name}_n"], row[name], row[f"{name}_low"]) == (share["hits"], share["share"], share["low"])
         assert {r["reason"]: r["n"] for r in row["reasons"]} == group["reasons"]
-    assert curate("audit", finished, "--by", FOLDER, "--format", "csv").startswith("group,whole,n,severity")
-    assert "no view 'mild'" in curate("audit", finished, "--by", FOLDER, "--view", "mild", code=2)
+    assert answer("audit", finished, "--by", FOLDER, "--format", "csv").startswith("group,whole,n,severity")
+    assert "no view 'mild'" in answer("audit", finished, "--by", FOLDER, "--view", "mild", code=2)

@@ -19,9 +19,9 @@ from manifests.errors import ConfigError, RunError
 from pipelines import datasets, images
 from pipelines.export import export
 from pipelines.exports.plan import Request
+from tests.command_line import curate
 from tests.export_fixture import (
     ImageFolderDataset,
-    curate,
     hashes,
     make_run,
     manifest_of,

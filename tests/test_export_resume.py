@@ -18,7 +18,8 @@ from manifests.errors import RunError
 from pipelines.export import export
 from pipelines.exports import manifest, staging, stylegan, tree
 from pipelines.exports.plan import Request
-from tests.export_fixture import curate, hashes, make_run, manifest_of, write_squares
+from tests.command_line import curate
+from tests.export_fixture import hashes, make_run, manifest_of, write_squares
 
 FORMATS = ["stylegan", "hf", "folder"]
 COUNT, SHARD = 10, 4

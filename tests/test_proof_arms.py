@@ -24,7 +24,7 @@ from pipelines.proof.arms import check_arms, held_out, prepare_arm, severe_from,
 from pipelines.proof.plan import ArmName, Proof
 from pipelines.split import split_of
 from pipelines.training_images import TrainingImages
-from tests.export_fixture import curate
+from tests.command_line import curate
 from tests.photographs import blurred, crops, png
 
 COUNT = 36

@@ -23,8 +23,8 @@ from PIL import Image
 from idm_core.generators import Images
 from manifests import storage
 from pipelines.proof import external
+from tests.command_line import curate
 from tests.export_fixture import ImageFolderDataset
-from tests.tiny_proof import curate
 
 ROOT = Path(__file__).parent.parent
 STUB = Path(__file__).parent / "stub_trainer.py"

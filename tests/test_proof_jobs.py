@@ -26,8 +26,9 @@ from pipelines.proof import arms, board, jobs, plan
 from pipelines.proof.plan import ArmName, Job, Proof
 from pipelines.proof.training import Training
 from pipelines.training_images import TrainingImages
+from tests.command_line import curate
 from tests.tiny_generators import DDM, GAN
-from tests.tiny_proof import curate, holder, results, stats
+from tests.tiny_proof import holder, results, stats
 
 ROOT = Path(__file__).parent.parent
 #: Any images: none of these tests measures.

@@ -20,8 +20,8 @@ from pipelines import config as configuration
 from pipelines import run as runs
 from pipelines.proof import plan, training
 from pipelines.proof.plan import External, Proof
+from tests.command_line import curate
 from tests.tiny_generators import DDM, GAN
-from tests.tiny_proof import curate
 
 EXTERNAL = {"train": ["python", "{data}"], "resolution": 32}
 

@@ -23,17 +23,9 @@ from manifests.verify import problems
 from pipelines import query, tables
 from pipelines.cli import cli
 from pipelines.select import Policy, select
+from tests.command_line import answer
 
 Row = dict[str, Any]
-
-
-def curate(*arguments: object, code: int = 0) -> str:
-    """Call the command line in this process; what it printed, without what it said beside it."""
-    result = CliRunner().invoke(cli, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.stdout if code == 0 else result.output
 
 
 def ask(root: Path, sql: str, view: str | None = None) -> list[Row]:
@@ -114,18 +106,18 @@ def test_samples_have_the_decisions_of_the_view_that_is_asked_for(root: Path) ->
 def test_every_format_has_the_same_rows(curated_run: Path, tmp_path: Path) -> None:
     sql = "SELECT key, severity, phash, notes, label FROM samples ORDER BY key"
     rows = ask(curated_run, sql)
-    printed = curate("query", curated_run, sql, "--format", "json")
+    printed = answer("query", curated_run, sql, "--format", "json")
     assert json.loads(printed) == json.loads(
         json.dumps([r | {"phash": (r["phash"] or b"").hex() or None} for r in rows])
     )
-    printed = curate("query", curated_run, sql, "--format", "csv")
+    printed = answer("query", curated_run, sql, "--format", "csv")
     assert [r["key"] for r in csv.DictReader(io.StringIO(printed))] == [r["key"] for r in rows]
-    curate("query", curated_run, sql, "--out", tmp_path / "deep" / "rows.parquet")
+    answer("query", curated_run, sql, "--out", tmp_path / "deep" / "rows.parquet")
     assert pq.read_table(tmp_path / "deep/rows.parquet").to_pylist() == rows
-    curate("query", curated_run, sql, "--out", tmp_path / "rows.json", "--limit", 3)
+    answer("query", curated_run, sql, "--out", tmp_path / "rows.json", "--limit", 3)
     assert [r["key"] for r in json.loads((tmp_path / "rows.json").read_text())] == [r["key"] for r in rows[:3]]
-    assert json.loads(curate("query", curated_run, "FROM samples WHERE false", "--format", "json")) == []
-    assert json.loads(curate("query", curated_run, "SELECT 'inf'::FLOAT a, ['nan'::FLOAT] b", "--format", "json")) == [
+    assert json.loads(answer("query", curated_run, "FROM samples WHERE false", "--format", "json")) == []
+    assert json.loads(answer("query", curated_run, "SELECT 'inf'::FLOAT a, ['nan'::FLOAT] b", "--format", "json")) == [
         {"a": None, "b": [None]}
     ]
 
@@ -160,7 +152,7 @@ def test_what_fails_on_the_way_leaves_no_file(curated_run: Path, tmp_path: Path)
     out = tmp_path / "out" / "rows.csv"
     out.parent.mkdir()
     sql = "SELECT CASE WHEN key < 'c' THEN 1 ELSE key::INT END FROM samples"
-    assert "INT32" in curate("query", curated_run, sql, "--out", out, code=2)
+    assert "INT32" in answer("query", curated_run, sql, "--out", out, code=2)
     assert list(out.parent.iterdir()) == []
 
 
@@ -177,7 +169,7 @@ def test_what_fails_on_the_way_leaves_no_file(curated_run: Path, tmp_path: Path)
     ],
 )
 def test_a_wrong_query_is_told_on_one_screen(sql: str, said: list[str], curated_run: Path) -> None:
-    output = curate("query", curated_run, sql, code=2)
+    output = answer("query", curated_run, sql, code=2)
     assert all(words in output for words in said), output
     assert len(output.splitlines()) < 25 and max(map(len, output.splitlines())) <= 120 and "Traceback" not in output
 
@@ -252,7 +244,7 @@ def test_reads_are_never_mixed_up(curated_run: Path) -> None:
 
 
 def test_the_schema_documents_every_column(curated_run: Path) -> None:
-    printed = curate("query", curated_run, "--schema")
+    printed = answer("query", curated_run, "--schema")
     for name in tables.table_names(rundir.read(str(curated_run))):
         assert f"{name}: " in printed
     for columns in tables.SCHEMAS.values():
@@ -269,7 +261,7 @@ def test_columns_of_one_name_are_told_apart(curated_run: Path) -> None:
 def test_a_view_is_the_samples_of_a_query_with_a_policys_decisions(root: Path) -> None:
     run = rundir.read(str(root))
     before = {r["key"]: r for r in ask(root, "FROM views.default")}
-    said = curate("query", root, "SELECT key FROM samples WHERE width = 64 AND origin IS NOT NULL", "--view", "small")
+    said = answer("query", root, "SELECT key FROM samples WHERE width = 64 AND origin IS NOT NULL", "--view", "small")
     after = {r["key"]: r for r in ask(root, "FROM views.small")}
     chosen = {k for k, r in before.items() if r["width"] == 64 and r["origin"] is not None}
     assert f"{len(chosen)} samples" in said and 0 < len(chosen) < len(before) and after.keys() == before.keys()
@@ -282,14 +274,14 @@ def test_a_view_is_the_samples_of_a_query_with_a_policys_decisions(root: Path) -
     marker = json.loads((root / "views/small.json").read_text())
     assert marker["view"] == "default" and "width = 64" in marker["query"] and marker["chosen"] == len(chosen)
 
-    curate("pack", root, "--view", "small", "--workers", 0)
+    answer("pack", root, "--view", "small", "--workers", 0)
     assert list(problems(run, hashes=True)) == []
     packed = ask(root, "SELECT key FROM cleaned WHERE origin IS NOT NULL")
     assert {row["key"] for row in packed} == chosen
     assert "width = 64" in (root / "cleaned/README.md").read_text()
 
     # The same name again narrows what it was made from, not itself; and the view, packed, decides on `samples`.
-    curate("query", root, "SELECT key FROM samples WHERE width = 128", "--view", "small")
+    answer("query", root, "SELECT key FROM samples WHERE width = 128", "--view", "small")
     assert [r["width"] for r in ask(root, "FROM views.small WHERE origin IS NOT NULL")] == [128]
     assert any(p.startswith("cleaned/") for p in problems(run))  # packed from the view as it was
 
@@ -308,22 +300,22 @@ def test_a_view_is_the_samples_of_a_query_with_a_policys_decisions(root: Path) -
 )
 def test_a_view_that_cannot_be_is_refused(sql: str, name: str, said: str, root: Path) -> None:
     before = hashes(root)
-    assert said in curate("query", root, sql, "--view", name, code=2)
+    assert said in answer("query", root, sql, "--view", name, code=2)
     assert {p: h for p, h in hashes(root).items() if not p.endswith("run.lock")} == {
         p: h for p, h in before.items() if not p.endswith("run.lock")
     }
 
 
 def test_a_policy_does_not_replace_a_querys_view(root: Path) -> None:
-    curate("query", root, "SELECT key FROM samples", "--view", "mine")
+    answer("query", root, "SELECT key FROM samples", "--view", "mine")
     with pytest.raises(ConfigError, match="query"):
         select(rundir.read(str(root)), Policy(name="mine"))
-    curate("pack", root, "--view", "mine", "--policy", "default", code=2)
-    assert "default, mine" in curate("pack", root, "--view", "none", "--workers", 0, code=1)
+    answer("pack", root, "--view", "mine", "--policy", "default", code=2)
+    assert "default, mine" in answer("pack", root, "--view", "none", "--workers", 0, code=1)
     for name in ("default", "mine"):
         assert storage.exists(str(root / "views" / f"{name}.json"))
 
 
 def test_without_a_policy_there_is_no_view_of_a_query(root: Path) -> None:
     shutil.rmtree(root / "views")
-    assert "idm-curate select" in curate("query", root, "SELECT key FROM samples", "--view", "v", code=2)
+    assert "idm-curate select" in answer("query", root, "SELECT key FROM samples", "--view", "v", code=2)

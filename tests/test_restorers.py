@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from idm_core import load_restorer
 from manifests import rundir, shards
 from manifests.errors import ConfigError
 from manifests.verify import problems
-from pipelines.cli import cli
 from pipelines.restorers import Photograph, digest, file_of, open_restorer
 from pipelines.restorers.by_severity import BySeverity
+from tests.command_line import curate
 from tests.photographs import blurred, crops, write_folder
 
 Make = Callable[[Photograph, str], Photograph | None]
@@ -177,14 +176,6 @@ def test_finding_a_class_does_not_run_its_module(module: Path) -> None:
 def test_what_cannot_be_a_restorer_is_said(name: str, found: str) -> None:
     with pytest.raises(ConfigError, match=found):
         open_restorer(name)
-
-
-def curate(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(cli, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def run(source: Path, root: Path, restorer: str, *more: object, code: int = 0) -> str:

@@ -19,27 +19,17 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 import webdataset as wds
-from click.testing import CliRunner
 from PIL import Image
 
 from idm_core.restorer import Restoration, Restorer
 from manifests import rundir, shards
 from manifests.verify import problems
-from pipelines.cli import cli
 from pipelines.select import QUANTITIES
 from tests.bad_files import write_bad_files
+from tests.command_line import curate
 from tests.photographs import blurred, png, write_folder
 
 ROOT = Path(__file__).parent.parent
-
-
-def curate(*arguments: object, code: int = 0) -> str:
-    """Call the command line in this process."""
-    result = CliRunner().invoke(cli, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def run_folder(source: Path, root: Path, *more: object) -> None:

@@ -18,7 +18,8 @@ from manifests.errors import ConfigError, RunError
 from pipelines.exports import arm as arms
 from pipelines.exports.arm import ArmName
 from pipelines.training_images import Split, TrainingImages, open_images, prepare_images
-from tests.export_fixture import curate, make_run, view_of, write_mixed_folder, write_squares
+from tests.command_line import curate
+from tests.export_fixture import make_run, view_of, write_mixed_folder, write_squares
 from tests.tiny_generators import DDM, config
 
 

@@ -9,10 +9,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from click.testing import CliRunner
-
 from idm_core.generators.presets import DDM_PRESETS, GAN_PRESETS
-from pipelines.cli import cli, main
+from pipelines.cli import main
 from tests.tiny_generators import DDM, GAN
 
 
@@ -20,15 +18,6 @@ def know_tiny_presets() -> None:
     """For the rest of this process; the workers of a cluster are told the presets themselves."""
     DDM_PRESETS[DDM.name] = DDM
     GAN_PRESETS[GAN.name] = GAN
-
-
-def curate(*arguments: object, code: int = 0) -> str:
-    """Call the command line in this process; what it said."""
-    result = CliRunner().invoke(cli, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def results(run: Path) -> dict[str, str]:
