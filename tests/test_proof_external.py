@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,17 @@ def test_a_killed_driver_takes_the_trainer_and_all_its_processes_along(
     waited_for(lambda: not any(process.exists() for process in processes), 30)
 
 
-def test_ctrl_c_ends_what_runs_on_ray_and_is_no_failure(run: Path, tmp_path: Path, local_ray: None) -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, in tests that a shell runs in the background too: such a process is born deaf to it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_ctrl_c_ends_what_runs_on_ray_and_is_no_failure(
+    run: Path, tmp_path: Path, local_ray: None, ctrl_c: None
+) -> None:
     config = declared(tmp_path, {"slow": {"train": stub("linger", "{out}")}})
     pids = [run / "jobs" / f"{arm}-slow-s0/out/pids" for arm in ("original", "null")]
 
