@@ -25,7 +25,7 @@ from pipelines.exports import arm as exported
 from pipelines.exports.arm import Row
 from pipelines.exports.picture import Pixels, pixels_at
 from pipelines.image_sets import ImageSet, open_images
-from pipelines.proof.plan import ArmName, Proof, local_root
+from pipelines.proof.plan import SAME_IMAGES, ArmName, Proof, local_root
 from pipelines.training_images import TrainingImages, prepare_images
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 #: Images under which a reference says little: Frechet distances want thousands, the neighbours' figures hundreds.
 LEAST_HELD_OUT: Final = 50
-#: Arms with the very images of another one.
-_SAME_IMAGES: Final[dict[ArmName, ArmName]] = {"null": "original", "weighted": "original"}
 _BY_SEVERITY: Final = ("combined", "filter", "weighted")
 #: Arms whose images no one has read the severity of.
 _UNREAD: Final = ("placebo", "pristine")
@@ -92,7 +90,7 @@ def prepare_arm(run: Run, proof: Proof, arm: ArmName, resolution: int) -> Traini
         ConfigError, RunError: the arm cannot be made, or what lies in a tar is not what its manifest says.
         SourceError: a truth cannot be read.
     """
-    name = _SAME_IMAGES.get(arm, arm)
+    name = SAME_IMAGES.get(arm, arm)
     with _opened(run, proof, name) as opened:
         return prepare_images(opened, resolution, local_root(run) / "jobs" / "images" / f"{name}-{resolution}")
 

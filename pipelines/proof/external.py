@@ -48,7 +48,7 @@ def check_commands(name: str, trainer: External) -> None:
 
 def zip_path(run: Run, proof: Proof, job: Job) -> Path:
     """Where the images of a job's arm are for its trainer."""
-    arm = "original" if job.arm == "null" else job.arm  # the same images
+    arm = plan.SAME_IMAGES.get(job.arm, job.arm)
     side, labelled = proof.external[job.trainer].resolution, "-classes" if proof.classes else ""
     return plan.local_root(run) / "jobs" / "images" / f"{arm}-{side}{labelled}.zip"
 

@@ -37,6 +37,7 @@ MORE_IS_BETTER: Final = frozenset({"precision", "recall", "density", "coverage"}
 GAIN: Final = "gain"
 LOSS: Final = "loss"
 NOT_SHOWN: Final = "no gain shown"
+NOT_MEASURED: Final = "not measured"
 CHANCE: Final = "not more than chance"
 
 
@@ -196,7 +197,7 @@ def _gain_of(arm: str, trainer: str, jobs: Sequence[Job], last: _Last, measure: 
     missing = tuple(j.name for j in wanted if j.pair not in last.get((j.arm, trainer), {}))
     pairs = sorted(of_original.keys() & of_arm.keys())
     if not pairs:
-        return Gain(arm, trainer, 0, None, None, None, None, None, None, None, NOT_SHOWN, missing)
+        return Gain(arm, trainer, 0, None, None, None, None, None, None, None, NOT_MEASURED, missing)
     d = _differences(last, arm, trainer, measure, pairs)
     logs = _log_ratios(last, arm, trainer, measure)
     nulls = _differences(last, "null", trainer, measure)
@@ -225,7 +226,8 @@ def _pooled(arm: str, each: Sequence[Gain], last: _Last, measure: Measure) -> Ga
     trainers = [str(gain.trainer) for gain in each]
     logs = [logs for t in trainers if (logs := _log_ratios(last, arm, t, measure)) is not None and len(logs)]
     if len(logs) < len(each):
-        return Gain(arm, None, pairs, None, None, None, None, None, None, None, NOT_SHOWN, missing)
+        verdict = NOT_SHOWN if pairs else NOT_MEASURED
+        return Gain(arm, None, pairs, None, None, None, None, None, None, None, verdict, missing)
     nulls = [n for t in trainers if (n := _log_ratios(last, "null", t, measure)) is not None and len(n)]
     chance = None
     if arm != "null" and len(nulls) == len(logs):

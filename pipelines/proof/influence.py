@@ -21,7 +21,7 @@ from pipelines.config import Resources
 from pipelines.detectors import Features, OpenDetector
 from pipelines.metrics.frechet import Statistics, distances_to, root_of, statistics_of
 from pipelines.proof.intervals import Estimate
-from pipelines.proof.plan import Proof, local_root
+from pipelines.proof.plan import Proof, local_root, resolution_of
 
 #: Kind => the measures of the manifests that show it, each with 1 where more is worse, -1 where less is.
 KINDS: Final[dict[str, tuple[tuple[str, int], ...]]] = {
@@ -214,7 +214,6 @@ def influence(
     from pipelines.proof.detectors import detectors_of
     from pipelines.proof.measuring import looked_at
     from pipelines.proof.samples import all_rows, reference_rows
-    from pipelines.proof.scores import resolution_of
 
     side, folder = resolution_of(proof, proof.trainers[0]), local_root(run) / "jobs" / "images"
     severe = severe_from(run, proof)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
@@ -20,6 +20,9 @@ from manifests import rundir, storage
 from manifests.errors import ConfigError, RunError
 from manifests.rundir import Run
 from pipelines.proof import ARMS as ARMS
+
+if TYPE_CHECKING:
+    from idm_core.generators.presets import GeneratorPreset
 
 ArmName = Literal["original", "cleaned", "combined", "null", "placebo", "filter", "weighted", "pristine"]
 
@@ -122,6 +125,8 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
         return self.nimg.get(trainer, DEFAULT_NIMG) if isinstance(self.nimg, dict) else self.nimg
 
 
+#: Arms with the very images of another one.
+SAME_IMAGES: Final[dict[ArmName, ArmName]] = {"null": "original", "weighted": "original"}
 #: Images that a job sees where the declaration says nothing.
 DEFAULT_NIMG: Final = 1_000_000
 
@@ -152,15 +157,35 @@ class Job:
 
 def jobs(proof: Proof) -> Iterator[Job]:
     """All jobs, a pair of all arms after the other: who stops early has whole pairs. GANs have no ``weighted`` arm."""
-    from idm_core.generators.presets import GAN_PRESETS
-
+    learn_above_noise = _diffusion_models(proof) if "weighted" in proof.arms else ()
     for pair in range(proof.seeds):
         for trainer in proof.trainers:
             for arm in proof.arms:
-                if arm == "weighted" and (trainer in GAN_PRESETS or trainer in proof.external):
+                if arm == "weighted" and trainer not in learn_above_noise:
                     continue
                 seed = pair + 10_000 if arm == "null" else pair
                 yield Job(arm, trainer, pair, seed, proof.nimg_of(trainer))
+
+
+def _diffusion_models(proof: Proof) -> tuple[str, ...]:
+    from idm_core.generators.presets import DDM_PRESETS
+
+    return tuple(name for name in proof.trainers if name in DDM_PRESETS)
+
+
+def preset_of(trainer: str) -> GeneratorPreset:
+    """A trainer of ours. ConfigError where there is none of that name."""
+    from idm_core.generators import generator_preset
+
+    try:
+        return generator_preset(trainer)
+    except ValueError as error:
+        raise ConfigError(f"--trainer: {error}, and those that proof.external names") from error
+
+
+def resolution_of(proof: Proof, trainer: str) -> int:
+    """Side of the images that a trainer learns from and makes, pixels. ConfigError: there is no such trainer."""
+    return proof.external[trainer].resolution if trainer in proof.external else preset_of(trainer).resolution
 
 
 def local_root(run: Run) -> Path:

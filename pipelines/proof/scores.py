@@ -9,19 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from manifests.errors import ConfigError
 from manifests.rundir import Run
 from pipelines.config import Resources
 from pipelines.detectors import OpenDetector
 from pipelines.proof.detectors import detectors_of
 from pipelines.proof.measuring import Reference, Scored, score_sets
-from pipelines.proof.plan import Job, Proof, jobs, local_root
+from pipelines.proof.plan import SAME_IMAGES, Job, Proof, jobs, local_root, resolution_of
 from pipelines.proof.samples import Images, Left, Made, Rows, all_rows, reference_rows, some_rows
 
 #: What a line of an arm's own data says its trainer is.
 DATA: Final = "data"
-#: Arms with the very images of ``original``.
-_NO_IMAGES_OF_THEIR_OWN: Final = ("null", "weighted")
 
 
 def score(run: Run, proof: Proof, resources: Resources, detectors: Sequence[OpenDetector] | None = None) -> list[str]:
@@ -44,18 +41,6 @@ def score(run: Run, proof: Proof, resources: Resources, detectors: Sequence[Open
     return score_sets(run, scored, references, measured_by, resources)
 
 
-def resolution_of(proof: Proof, trainer: str) -> int:
-    """Side of the images that a trainer makes, pixels. ConfigError: there is no such trainer."""
-    from idm_core.generators import generator_preset
-
-    if trainer in proof.external:
-        return proof.external[trainer].resolution
-    try:
-        return generator_preset(trainer).resolution
-    except ValueError as error:
-        raise ConfigError(f"trainers: {error}") from error
-
-
 # ---- What there is to measure
 
 
@@ -70,7 +55,7 @@ def sets_of(run: Run, proof: Proof, resolutions: Sequence[int]) -> tuple[list[Re
     references, data = list[Reference](), list[Scored]()
     for side in resolutions:
         references.append(Reference(proof.reference, side, reference_rows(run, reference, side)))
-        arms = {arm: prepare_arm(run, proof, arm, side) for arm in proof.arms if arm not in _NO_IMAGES_OF_THEIR_OWN}
+        arms = {arm: prepare_arm(run, proof, arm, side) for arm in proof.arms if arm not in SAME_IMAGES}
         for arm in ("original", "cleaned"):
             if arm in arms:
                 references.append(Reference(arm, side, all_rows(arms[arm], folder / f"{arm}-{side}.npy")))

@@ -50,7 +50,7 @@ def check_trainers(proof: Proof) -> None:
         if trainer in proof.external:
             external.check_commands(trainer, proof.external[trainer])
             continue
-        preset, nimg = _preset(trainer), proof.nimg_of(trainer)
+        preset, nimg = plan.preset_of(trainer), proof.nimg_of(trainer)
         if preset.batch % proof.workers:
             raise ConfigError(
                 f"proof.workers: {proof.workers} processes cannot share {trainer}'s {preset.batch} images"
@@ -87,11 +87,10 @@ def prepare(run: Run, proof: Proof) -> list[Training]:
         ConfigError: labels are missing, or a job's folder belongs to other images or options; the keys are named.
     """
     jobs = list(plan.jobs(proof))
-    sides = {t: proof.external[t].resolution if t in proof.external else _preset(t).resolution for t in proof.trainers}
+    sides = {trainer: plan.resolution_of(proof, trainer) for trainer in proof.trainers}
     images: dict[tuple[str, int], Images] = {}
     for arm, side in dict.fromkeys((job.arm, sides[job.trainer]) for job in jobs):
         log.info("decoding arm %s at %d px", arm, side)
-        arms.prepare_arm(run, proof, arm, side)
         images[arm, side] = arms.training_images(run, proof, arm, side)
     # An arm may have lost all of a class: they are all trained for the same number.
     classes = 1 + max(int(i.labels.max()) for i in images.values() if i.labels is not None) if proof.classes else 0
@@ -114,7 +113,7 @@ def prepare(run: Run, proof: Proof) -> list[Training]:
 def _options(proof: Proof, job: Job, classes: int) -> TrainConfig:
     from idm_core.generators import TrainConfig
 
-    preset = _preset(job.trainer)
+    preset = plan.preset_of(job.trainer)
     return TrainConfig(
         replace(preset, batch=preset.batch // proof.workers),
         job.nimg,
@@ -175,14 +174,12 @@ def disk_bytes(proof: Proof, images: int) -> int:
     kept: dict[tuple[str, int, str], int] = {}
     total = 0
     for job in plan.jobs(proof):
-        arm = "original" if job.arm in ("null", "weighted") else job.arm  # the same images
+        arm, side = plan.SAME_IMAGES.get(job.arm, job.arm), plan.resolution_of(proof, job.trainer)
         if (other := proof.external.get(job.trainer)) is not None:
-            side = other.resolution
             kept[arm, side, "zip"] = 3 * side**2 * images
             total += 3 * side**2 * proof.samples if other.sample else 0
         else:
-            side = _preset(job.trainer).resolution
-            generator, all_of_them = _parameters(_preset(job.trainer))
+            generator, all_of_them = _parameters(plan.preset_of(job.trainer))
             # A state is all networks and two moments of each parameter, and the generator's average.
             total += 4 * (generator * (proof.snapshots + 1) + 3 * all_of_them)
         kept[arm, side, "npy"] = 3 * side**2 * images
@@ -202,12 +199,3 @@ def _parameters(preset: GeneratorPreset) -> tuple[int, int]:
         if not isinstance(preset, GanPreset):
             return generator, generator
         return generator, generator + sum(p.numel() for p in Discriminator(preset, 0).parameters())
-
-
-def _preset(trainer: str) -> GeneratorPreset:
-    from idm_core.generators import generator_preset
-
-    try:
-        return generator_preset(trainer)
-    except ValueError as error:
-        raise ConfigError(f"--trainer: {error}, and those that proof.external names") from error
