@@ -71,7 +71,9 @@ def digest(run: Run) -> str:
     names = storage.list_names(run.url("views"), ".json")
     chosen = [storage.read_json(run.url("views", n)) for n in names]
     # Figures of a proof are only ever added to.
-    proof = [storage.size(run.url(name)) for name in ("metrics.jsonl", "jobs/proof.json", "influence.json")]
+    proof = [
+        storage.size(run.url(name)) for name in ("metrics.jsonl", "jobs/proof.json", "influence.json", "balance.json")
+    ]
     proved = [proof] if any(proof) else []
     return rundir.fingerprint(run.listing(), there, chosen, attempts.given_up(run), *proved)
 

@@ -16,6 +16,7 @@ from manifests.rundir import Run
 from pipelines import page
 from pipelines.gallery import Picture
 from pipelines.histograms import round_ticks
+from pipelines.proof import balance
 from pipelines.proof.gain import Gain, Measure, curves, data_recovery, gains
 from pipelines.proof.metrics import read_metrics
 from pipelines.proof.plan import ARMS, Job, Proof, jobs, read
@@ -69,7 +70,7 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
     proof, lines = read(run), read_metrics(run)
     planned = list(jobs(proof))
     scored = {line["job"] for line in lines if line["trainer"] != _DATA}
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "arms": {arm: ARMS[arm] for arm in proof.arms},
         "trainers": list(proof.trainers),
         "seeds": proof.seeds,
@@ -83,17 +84,16 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
         "others": [],
         "data": [],
         "curves": [],
-        "influence": storage.read_json(run.url("influence.json"))
-        if storage.exists(run.url("influence.json"))
-        else None,
+        "balance": balance.said(found) if (found := _read(run, "balance.json")) else None,
+        "influence": _read(run, "influence.json"),
     }
     measures = _measures(lines, proof)
     if not measures:
-        return found
+        return figures
     headline = measures[0]
     headline_gains = _in_order(gains(lines, planned, headline))
     drawn = curves(lines, planned, headline)
-    return found | {
+    return figures | {
         "headline": asdict(headline),
         "said": [said(gain, headline) for gain in _worth_saying(headline_gains)],
         "gains": [asdict(gain) for gain in headline_gains],
@@ -101,6 +101,11 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
         "data": _own_data(lines, headline, [m for m in measures[1:] if m.figure == headline.figure]),
         "curves": [asdict(curve) for curve in drawn],
     }
+
+
+def _read(run: Run, name: str) -> dict[str, Any] | None:
+    url = run.url(name)
+    return storage.read_json(url) if storage.exists(url) else None
 
 
 def said(gain: Gain, measure: Measure) -> str:

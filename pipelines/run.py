@@ -239,9 +239,13 @@ def _retrain(run: Run, config: Config) -> list[str]:
 
 
 def _evaluate(run: Run, config: Config) -> list[str]:
+    from pipelines.proof.balance import balance
     from pipelines.proof.scores import score
 
-    return score(run, proofs.read(run), config.resources)
+    proof = proofs.read(run)
+    if not (failures := score(run, proof, config.resources)):
+        balance(run, proof, config.resources)
+    return failures
 
 
 def _report(run: Run, config: Config) -> list[str]:

@@ -7,6 +7,7 @@ pages. It takes 3 resolution^2 bytes an image on a local disk: 0.9 GB for FFHQ a
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import tempfile
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from idm_core.generators import Images
 
 #: Of the files; a change of the resizer is one of it too.
-VERSION: Final = 1
+VERSION: Final = 2
 Split = Literal["train", "validation"]
 
 _COLUMNS: Final = pa.schema([("key", pa.string()), ("label", pa.int64()), ("severity", pa.float32())])
@@ -46,7 +47,7 @@ class TrainingImages:
         labels: N; -1 where an image has none.
         severities: N, 0 clean to 1 worst, of what is trained on: of a restored image, after its restoration. Not a
             number where it was not read.
-        fingerprint: of all that these depend on.
+        fingerprint: of pixels, keys and labels: arms that hold the same are the same, of whichever run.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -85,8 +86,8 @@ class TrainingImages:
                 key = self.keys[int(np.isnan(self.severities).argmax())]
                 raise ConfigError(f"the severity of {key} is not known; run `idm-curate restore` first")
             least = np.where(self.severities >= bad_from, least_sigma, 0.0).astype(np.float32)
-        fingerprint = rundir.fingerprint(self.fingerprint, classes, bad_from, least_sigma)
-        return Images(self.pixels, labels, least, fingerprint)
+        levels = None if least is None else hashlib.sha256(least.tobytes()).hexdigest()
+        return Images(self.pixels, labels, least, rundir.fingerprint(self.fingerprint, classes, levels))
 
 
 class Samples(Protocol):
@@ -129,11 +130,12 @@ def prepare_images(arm: Samples, resolution: int, path: Path, *, split: Split = 
         pixels = np.lib.format.open_memmap(
             _file(staged, "npy"), mode="w+", dtype=np.uint8, shape=(count, resolution, resolution, 3)
         )
-        rows, place = [], itertools.count()
+        rows, place, content = list[dict[str, Any]](), itertools.count(), hashlib.sha256()
         for shard, samples in chosen.items():
             arm.check(shard, samples)
             for square in arm.pixels(shard, samples, resolution):
                 pixels[next(place)] = square
+                content.update(square.tobytes())
             rows += [
                 {"key": r["key"], "label": r.get("label"), "severity": _severity(r)}
                 for r in arm.described(shard, samples)
@@ -142,7 +144,14 @@ def prepare_images(arm: Samples, resolution: int, path: Path, *, split: Split = 
         del pixels
         pq.write_table(pa.Table.from_pylist(rows, _COLUMNS), _file(staged, "parquet"))
         sizes = {suffix: _file(staged, suffix).stat().st_size for suffix in ("npy", "parquet")}
-        marker = {"version": VERSION, "fingerprint": fingerprint, "images": count, "bytes": sizes}
+        content.update(json.dumps([(row["key"], row["label"]) for row in rows]).encode())
+        marker = {
+            "version": VERSION,
+            "fingerprint": fingerprint,
+            "content": rundir.fingerprint(content.hexdigest(), resolution),
+            "images": count,
+            "bytes": sizes,
+        }
         _file(staged, "json").write_bytes(storage.json_bytes(marker))
         _file(path, "json").unlink(missing_ok=True)  # at no moment does it vouch for files that are not its own
         for suffix in ("npy", "parquet", "json"):
@@ -157,7 +166,8 @@ def open_images(path: Path) -> TrainingImages:
         RunError: they are not there, or not whole.
     """
     try:
-        fingerprint = str(json.loads(_file(path, "json").read_bytes())["fingerprint"])
+        marker = json.loads(_file(path, "json").read_bytes())
+        fingerprint, content = str(marker["fingerprint"]), str(marker["content"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: no training images ({error}); prepare them again") from error
     if not _is_done(path, fingerprint):
@@ -169,7 +179,7 @@ def open_images(path: Path) -> TrainingImages:
         table["key"].to_pylist(),
         table["label"].fill_null(-1).to_numpy(),
         table["severity"].fill_null(float("nan")).to_numpy(),
-        fingerprint,
+        content,
     )
 
 

@@ -208,6 +208,17 @@ def stirred(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
+def test_with_a_stem_every_pixel_is_made_and_judged() -> None:
+    preset = replace(GAN, resolution=16, stem=2)
+    images = stirred(Generator(preset))(torch.randn(2, GAN.latent)).detach().requires_grad_()
+    assert images.shape == (2, 3, 16, 16)
+    assert stirred(Discriminator(preset))(images).shape == (2,)
+    (gradient,) = torch.autograd.grad(stirred(Discriminator(preset))(images).sum(), images)
+    assert (gradient != 0).all()
+    with pytest.raises(ValueError, match="widths are not of 8 pixels"):
+        replace(GAN, stem=2)
+
+
 def test_classes_matter_to_every_network() -> None:
     x, level, zero = torch.randn(2, 3, 8, 8), torch.full((2,), 0.5), torch.zeros(2)
     one, two = torch.tensor([0, 1]), torch.tensor([0, 0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pipelines.config import Resources
 from pipelines.evaluate import compare
 from pipelines.feature_sets import Sampling, features_of
 from pipelines.image_sets import open_images
-from pipelines.proof import detectors, influence, scores
+from pipelines.proof import balance, detectors, influence, scores
 from pipelines.proof.measuring import SAMPLING, looked_at, score_sets
 from pipelines.proof.metrics import append_metrics, metrics_path, read_metrics
 from pipelines.proof.plan import External, Proof
@@ -292,6 +293,12 @@ def test_the_arms_of_a_curated_run_are_measured_before_anything_is_trained(curat
     told = influence.influence(run, proof, ["blur", "noise"], HERE, [ColourDetector])
     assert sorted(kind["kind"] for kind in told["kinds"]) == ["blur", "noise"]
     assert storage.read_json(run.url("influence.json")) == told
+    assert balance.balance(run, proof, HERE, [ColourDetector]) is None
+    both = proof.model_copy(update={"arms": ("original", "combined", "filter")})
+    weighed = balance.balance(run, both, HERE, [ColourDetector])
+    assert weighed is not None and weighed.images == 24 and weighed.dropping.images <= weighed.restoring.images
+    told = storage.read_json(run.url("balance.json"))
+    assert told["restoring"] == asdict(weighed.restoring) and "FD-colour" in balance.said(told)
 
 
 # ---- Detectors

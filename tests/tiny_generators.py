@@ -11,7 +11,7 @@ import torch.distributed as dist
 from idm_core.generators import DdmPreset, GanPreset, Images, TrainConfig, train
 
 DDM = DdmPreset("tiny-ddm", 8, 1, (16, 24), (1, 1), (1,), 16, 16, 3e-3, 3e-3, 500)
-GAN = GanPreset("tiny-gan", 8, 8, (24, 16), 1, 1, 0, 16, 2e-3, 1e-3, 500, 0.1, 0.05)
+GAN = GanPreset("tiny-gan", 8, 8, 1, (24, 16), 1, 1, 0, 16, 2e-3, 1e-3, 500, 0.1, 0.05)
 
 
 def squares(count: int) -> Images:

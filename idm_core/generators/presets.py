@@ -39,8 +39,9 @@ class GanPreset:
 
     Attributes:
         name: what a configuration calls it.
-        resolution: side of the images, pixels: 4 times 2 to the number of widths less one.
+        resolution: side of the images, pixels: 4 times 2 to the number of widths less one, times the stem.
         latent: numbers that an image is made from.
+        stem: side of the squares of pixels that are channels of one place, as a denoiser's; 1 for none.
         widths: channels at each resolution, from 4 x 4 pixels on.
         blocks: residual blocks at each resolution.
         expansion: channels inside a block by those outside it.
@@ -54,6 +55,7 @@ class GanPreset:
     name: str
     resolution: int
     latent: int
+    stem: int
     widths: tuple[int, ...]
     blocks: int
     expansion: int
@@ -67,7 +69,7 @@ class GanPreset:
     penalty_every: int = 1
 
     def __post_init__(self) -> None:
-        if self.resolution != 4 * 2 ** (len(self.widths) - 1):
+        if self.resolution != 4 * 2 ** (len(self.widths) - 1) * self.stem:
             raise ValueError(f"preset {self.name}: {len(self.widths)} widths are not of {self.resolution} pixels")
 
 
@@ -81,10 +83,10 @@ DDM_PRESETS: Final = {preset.name: preset for preset in (
     DdmPreset("ddm-256", 256, 4, (128, 256, 384, 512), (2, 3, 4, 4), (4, 3, 3), 512, 64,  2e-4, 2e-4, 500_000),
 )}
 GAN_PRESETS: Final = {preset.name: preset for preset in (
-    #         name       px   z   widths                        blocks exp group batch lr    end   ema      gamma end
-    GanPreset("gan-32",  32,  64, (128, 128, 64, 32),                  2, 1, 0,  32,  2e-4, 5e-5, 10_000,  1,   0.1),
-    GanPreset("gan-64",  64,  64, (512, 512, 512, 384, 256),           2, 2, 16, 128, 2e-4, 5e-5, 500_000, 2,   0.2),
-    GanPreset("gan-256", 256, 64, (512, 512, 512, 512, 384, 256, 128), 2, 2, 16, 32,  5e-5, 2e-5, 500_000, 150, 15.0),
+    #         name       px  z   stem widths                      blocks exp group batch lr end ema      gamma end every
+    GanPreset("gan-32",  32, 64, 2, (128, 96, 64),                      2, 1, 0, 32, 6e-4, 1e-4, 10_000,  0.5, 0.1, 8),
+    GanPreset("gan-64",  64, 64, 1, (512, 512, 512, 384, 256),          2, 2, 16, 128, 2e-4, 5e-5, 500_000, 2, 0.2, 1),
+    GanPreset("gan-256", 256, 64, 1, (512, 512, 512, 512, 384, 256, 128), 2, 2, 16, 32, 5e-5, 2e-5, 500_000, 150, 15, 1),
 )}
 # fmt: on
 

@@ -58,7 +58,8 @@ class Generator(nn.Module):
         self.amount = nn.Linear(preset.latent * (2 if classes else 1), widths[0])
         self.change = nn.ModuleList(nn.Conv2d(a, b, 1, bias=False) for a, b in pairwise(widths))
         self.stages = stages(widths, preset)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 1, bias=False)
+        self.stem = preset.stem
+        self.conv_out = nn.Conv2d(widths[-1], 3 * preset.stem**2, 1, bias=False)
         for layer in (self.amount, *self.change, self.conv_out):
             init_normal(layer, 1.0)
 
@@ -71,7 +72,7 @@ class Generator(nn.Module):
         for change, stage in zip(self.change, self.stages[1:], strict=True):
             # Of the two orders, which give the same, this is the cheaper one.
             x = stage(F.interpolate(change(x), scale_factor=2, mode="bilinear"))
-        result: Tensor = self.conv_out(x)
+        result: Tensor = F.pixel_shuffle(self.conv_out(x), self.stem)
         return result
 
 
@@ -81,7 +82,8 @@ class Discriminator(nn.Module):
     def __init__(self, preset: GanPreset, classes: int = 0) -> None:
         super().__init__()
         widths = preset.widths[::-1]
-        self.conv_in = nn.Conv2d(3, widths[0], 1, bias=False)
+        self.stem = preset.stem
+        self.conv_in = nn.Conv2d(3 * preset.stem**2, widths[0], 1, bias=False)
         self.change = nn.ModuleList(nn.Conv2d(a, b, 1, bias=False) for a, b in pairwise(widths))
         self.stages = stages(widths, preset)
         self.gather = nn.Conv2d(widths[-1], widths[-1], 4, groups=widths[-1], bias=False)
@@ -93,7 +95,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """x N3HW; label N or None => N."""
-        x = self.stages[0](self.conv_in(x))
+        x = self.stages[0](self.conv_in(F.pixel_unshuffle(x, self.stem)))
         for change, stage in zip(self.change, self.stages[1:], strict=True):
             x = stage(change(F.avg_pool2d(x, 2)))
         scores: Tensor = self.score(self.gather(x).flatten(1))

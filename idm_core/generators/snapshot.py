@@ -20,6 +20,7 @@ from idm_core.generators.presets import DdmPreset, GanPreset, GeneratorPreset
 from idm_core.generators.resnet import Generator
 from idm_core.network import Denoiser
 from idm_core.tiles import fixed_batches
+from idm_core.training import use_bf16
 
 FORMAT: Final = "idm-curate generator, version 1"
 #: Of Heun's method: 35 evaluations an image, EDM's choice at 32 pixels.
@@ -84,6 +85,7 @@ def sample(
     steps: int = STEPS,
     batch: int = 64,
     device: str = "cpu",
+    precision: str = "auto",
 ) -> NDArray[np.uint8]:
     """Images number ``first`` to ``first + count - 1`` of a snapshot, count x H x W x 3 uint8.
 
@@ -93,6 +95,7 @@ def sample(
     Args:
         labels: classes, one an image; drawn as often as the training set had each when None.
         steps: of a diffusion model.
+        precision: fp32 | bf16 | auto, of the network, as in training; the steps between its calls are float64.
 
     Raises:
         CheckpointError: that is no snapshot.
@@ -104,6 +107,7 @@ def sample(
     make = _images_of(network, config.preset, steps)
     side = config.preset.resolution
     shape = (config.preset.latent,) if isinstance(config.preset, GanPreset) else (3, side, side)
+    bf16 = use_bf16(precision, device)
     shares = torch.tensor(config.class_counts, dtype=torch.float64).cumsum(0)
     images = np.empty((count, side, side, 3), np.uint8)
     for start in range(0, count, batch):
@@ -117,7 +121,7 @@ def sample(
                 classes[place] = labels[i]
             elif config.class_counts:
                 classes[place] = torch.searchsorted(shares, u * shares[-1], right=True)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
             made = fixed_batches(make, (noise.to(device), classes.to(device)), batch)
         levels = ((made.float() + 1) * 127.5).round().clamp(0, 255).byte()
         images[there.start : there.stop] = levels.permute(0, 2, 3, 1).cpu().numpy()

@@ -91,7 +91,7 @@ def costs(
             left_out = _left_out(features, chosen, of_whole, reference, seed)
         if count and restored is not None:
             mixed, of_mixed = distance_and_influence(np.where(chosen[:, None], restored, features), reference)
-            after = _estimate(whole - mixed, None if of_whole is None or of_mixed is None else of_whole - of_mixed)
+            after = delta_interval(whole - mixed, None if of_whole is None or of_mixed is None else of_whole - of_mixed)
         found.append(Cost(name, count, count / number, left_out, after))
     return sorted(found, key=lambda cost: -(cost.left_out.value if cost.left_out else -math.inf))
 
@@ -113,7 +113,7 @@ def _left_out(
     if of_whole is not None and of_rest is not None:
         influence = of_whole.copy()
         influence[~chosen] -= of_rest * (number / rest)
-    return _estimate(float(controls.mean()) - without, influence, float(controls.var(ddof=1)) / CONTROLS)
+    return delta_interval(float(controls.mean()) - without, influence, float(controls.var(ddof=1)) / CONTROLS)
 
 
 def distance_and_influence(features: Features, reference: Statistics) -> tuple[float, npt.NDArray[np.float64] | None]:
@@ -140,7 +140,12 @@ def distance_and_influence(features: Features, reference: Statistics) -> tuple[f
     return distance, influence - influence.mean()
 
 
-def _estimate(value: float, influence: npt.NDArray[np.float64] | None, more: float = 0.0) -> Estimate:
+def delta_interval(value: float, influence: npt.NDArray[np.float64] | None, more: float = 0.0) -> Estimate:
+    """A value and its 95 % interval by the delta method: of the images' influences, N; without these there is none.
+
+    Args:
+        more: variance that comes on top.
+    """
     if influence is None:
         return Estimate(value, None, None)
     half = 1.959964 * math.sqrt(float((influence**2).sum()) / len(influence) ** 2 + more)

@@ -1,13 +1,13 @@
-"""Does cleaning a set of faces make generators that are trained on it better? With truth, controls and paired seeds.
+"""Does cleaning a data set make generators that are trained on it better? With truth, controls and paired seeds.
 
-    IDM_DATA=... IDM_WEIGHTS=... python -m tests.benchmarks.proof prepare --out FOLDER
-    IDM_DATA=... IDM_WEIGHTS=... python -m tests.benchmarks.proof train   --out FOLDER [--restorer NAME] [--workers 0]
+    IDM_DATA=... IDM_WEIGHTS=... python -m tests.benchmarks.proof prepare --out FOLDER --study NAME
+    IDM_DATA=... IDM_WEIGHTS=... python -m tests.benchmarks.proof train   --out FOLDER --study NAME [--workers 0]
+    python -m tests.benchmarks.proof results --out FOLDER --study NAME
 
-Faces of faces-wild.zip brought down from 200 to 32 pixels are near enough to pristine. 8,000 are the training set, 40 %
-of them damaged with recorded seeds; the other 2,000 are the reference. Two restorers, neither of which sees truths: one
-is trained on other photographs (faces-sharp.zip), one on the damaged set alone, by rounds. All of it is the product's
-own: ``run``, ``train-idm``, ``retrain``, ``evaluate``, ``report``; here are the data and the declaration. It takes
-hours, and may be killed and given again.
+Photographs brought down to 32 pixels are near enough to pristine. Some are the training set, a share of them damaged
+with recorded seeds; the last ones are the reference. The restorer sees no truth: it is trained on other photographs, or
+on the damaged set alone, by rounds. All of it is the product's own: ``run``, ``train-idm``, ``retrain``, ``evaluate``,
+``report``; here are the data and the declarations. It takes hours, and may be killed and given again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import zipfile
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,49 +32,98 @@ from idm_core.degradations import RECIPES, degrade
 from idm_core.presets import PRESETS
 from idm_core.restorer import to_images, to_tensor
 from idm_core.training import TrainConfig
+from manifests import rundir
 from pipelines import config as configuration
+from pipelines.report_proof import proof_figures
 from pipelines.rounds import Rounds, train_rounds
 from pipelines.run import Outcome, execute, opened, resolve
 from pipelines.train_idm import train_idm
+from tests.benchmarks.figures import plain
+from tests.benchmarks.proof_plots import draw_curves, draw_samples
 
 SIDE: Final = 32
-TRAINING: Final = 8_000
-DAMAGED: Final = 0.4
-#: Half of the damaged ones each.
-RECIPES_USED: Final = ("mild", "heavy")
+#: The last images of every archive.
+HELD_OUT: Final = 2_000
 SEED: Final = 31_000  # no training seed
 CONFIG: Final = TrainConfig(PRESETS["small-32"], 120_000, perceptual_after=60_000, self_after=20_000)
 ROUNDS: Final = Rounds(nimg=20_000)
 RESTORERS: Final = ("disjoint", "extrinsic")
-DECLARED: Final[dict[str, Any]] = {
+#: Their jobs are the same for all restorers of a study.
+WITHOUT_RESTORER: Final = ("original", "null", "placebo", "pristine")
+RESULTS: Final = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A set whose truth is known, what is done to it, and what is trained on it.
+
+    Attributes:
+        archive, others: of the photographs, and of those that the disjoint restorer learns from.
+        images: of the training set.
+        damaged: share of them that is damaged, ...
+        recipes: ... as many by each of these.
+        declared: of the proof.
+        classes: the folders are classes, and the generators are told them.
+    """
+
+    archive: str
+    others: str
+    images: int
+    damaged: float
+    recipes: tuple[str, ...]
+    declared: Mapping[str, Any]
+    classes: bool = False
+
+
+_FACES: Final = ("faces-wild.zip", "faces-sharp.zip")
+_ALL: Final = {
     "arms": ["original", "cleaned", "combined", "filter", "weighted", "placebo", "null", "pristine"],
-    "trainers": ["ddm-32", "gan-32"], "seeds": 3, "nimg": 150_000,
-    "snapshots": 2, "samples": 2_000, "detectors": ["effnet-96"],
+    "trainers": ["ddm-32", "gan-32"], "nimg": {"ddm-32": 150_000, "gan-32": 100_000},
 }  # fmt: skip
+_TWO_WAYS: Final = {
+    "arms": ["original", "combined", "filter", "pristine"],
+    "trainers": ["gan-32", "ddm-32"], "nimg": {"ddm-32": 150_000, "gan-32": 100_000},
+}  # fmt: skip
+_CLASSES: Final = {
+    "arms": ["original", "cleaned", "combined", "filter", "weighted", "pristine"],
+    "trainers": ["ddm-32"], "nimg": 150_000, "classes": True,
+}  # fmt: skip
+STUDIES: Final = {
+    "faces": Study(*_FACES, 8_000, 0.4, ("mild", "heavy"), _ALL),
+    # Where the distances of the sets themselves say that restoring is better, or dropping, or that it is all the same.
+    "few-mild-80": Study(*_FACES, 1_000, 0.8, ("mild",), _TWO_WAYS),
+    "many-mild-40": Study(*_FACES, 7_000, 0.4, ("mild",), _TWO_WAYS),
+    "many-heavy-80": Study(*_FACES, 7_000, 0.8, ("heavy",), _TWO_WAYS),
+    "tiny-imagenet": Study("tiny-imagenet.zip", "imagenet-sample.zip", 8_000, 0.4, ("mild", "heavy"), _CLASSES, True),
+}
 
 
-def write_faces(out: Path) -> None:
+def write_images(study: Study, out: Path) -> None:
     """``raw/``, with damage planted; ``truth/``, the same without; ``held-out/``; and ``damage.json``."""
     if (out / "damage.json").exists():
         return
-    with zipfile.ZipFile(Path(os.environ["IDM_DATA"]) / "faces-wild.zip") as members:
-        names = [n for n in members.namelist() if n.endswith(".jpg")]
+    with zipfile.ZipFile(Path(os.environ["IDM_DATA"]) / study.archive) as members:
+        names = [n for n in members.namelist() if n.lower().endswith((".jpg", ".jpeg"))]
         names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
-        faces = [_reduced(members.read(name)) for name in names]
-    keys = [Path(name).name.replace(".", "_") for name in names]
+        names = [*names[: study.images], *names[-HELD_OUT:]]
+        assert len(set(names)) == study.images + HELD_OUT
+        images = [_reduced(members.read(name)) for name in names]
     done = {}
-    for number, (key, face) in enumerate(zip(keys, faces, strict=True)):
-        held_out = number >= TRAINING
-        _write(out / ("held-out" if held_out else "truth") / f"{key}.png", face)
+    for number, (name, truth) in enumerate(zip(names, images, strict=True)):
+        key = Path(name).name.replace(".", "_")
+        # A class is the folder above the archive's own folder of images.
+        path = Path(name).parts[-3] if study.classes else "", f"{key}.png"
+        held_out = number >= study.images
+        _write(out.joinpath("held-out" if held_out else "truth", *path), truth)
         if held_out:
             continue
-        image = face
+        image = truth
         draw = np.random.default_rng(list(hashlib.sha256(f"{SEED} {key}".encode()).digest()))
-        if draw.random() < DAMAGED:
-            recipe = RECIPES[RECIPES_USED[int(draw.random() < 0.5)]]
-            tensor, (damage,) = degrade(to_tensor([face]), recipe, [key], SEED)
+        if draw.random() < study.damaged:
+            recipe = RECIPES[study.recipes[-1 - int(draw.random() * len(study.recipes))]]
+            tensor, (damage,) = degrade(to_tensor([truth]), recipe, [key], SEED)
             (image,), done[key] = to_images(tensor), asdict(damage)
-        _write(out / "raw" / f"{key}.png", image)
+        _write(out.joinpath("raw", *path), image)
     (out / "damage.json").write_text(json.dumps({"seed": SEED, "damage": done}, indent=1))
 
 
@@ -86,54 +137,100 @@ def _write(path: Path, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -
     Image.fromarray(image).save(path)
 
 
+def restorer_of(out: Path, name: str, restorer: str) -> Path:
+    """The folder of a restorer: studies of the same photographs share the disjoint one."""
+    of = Path(STUDIES[name].others).stem if restorer == "disjoint" else name
+    return out / "restorers" / f"{restorer}-{of}"
+
+
+def curated(out: Path, name: str, restorer: str, stages: tuple[str, ...], **resources: Any) -> Outcome:
+    """The run of a study and restorer, as far as these stages."""
+    study, images = STUDIES[name], out / name
+    declared = {"seeds": 3, "snapshots": 2, "samples": 2_000, "detectors": ["effnet-96"]} | dict(study.declared)
+    config = configuration.load(None, (), {
+        "dataset.name": "folder", "dataset.source": str(images / "raw"), "dataset.truth": str(images / "truth"),
+        "restore.restorer": str(restorer_of(out, name, restorer) / f"{CONFIG.preset.name}.safetensors"),
+        "faces.model": "off", "proof": declared | {"reference": str(images / "held-out")},
+        "resources": {"workers": 0} | resources,
+    })  # fmt: skip
+    root = str(out / "runs" / f"{name}-{restorer}")
+    config = resolve(config, stages, root)
+    with opened(root, name, config) as run:
+        return execute(run, config, stages)
+
+
+def share_jobs(out: Path, name: str) -> None:
+    """Take over what another restorer's run has trained of the arms that no restorer has touched.
+
+    A job knows its images and options by their fingerprints: one that is another is refused by ``retrain``.
+    """
+    there = [out / "runs" / f"{name}-{restorer}" / "jobs" for restorer in RESTORERS]
+    for source, target in (there, there[::-1]):
+        for marker in sorted(source.glob("*/done.json")):
+            job = target / marker.parent.name
+            if target.parent.exists() and job.name.startswith(WITHOUT_RESTORER) and not job.exists():
+                shutil.copytree(marker.parent, job)
+
+
 @click.group(help=(__doc__ or "").split("\n")[0])
 def main() -> None:
     """Commands."""
 
 
+_OUT = click.option("--out", type=click.Path(path_type=Path), required=True)
+_STUDY = click.option("--study", type=click.Choice(list(STUDIES)), default="faces", show_default=True)
+_RESTORER = click.option("--restorer", type=click.Choice(RESTORERS), default="disjoint", show_default=True)
+
+
 @main.command("prepare")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--restorer", "restorers", type=click.Choice(RESTORERS), multiple=True, default=RESTORERS)
-def prepare(out: Path, restorers: tuple[str, ...]) -> None:
-    """Data and restorers, and the set cleaned by each of them."""
+@_OUT
+@_STUDY
+@_RESTORER
+def prepare(out: Path, study: str, restorer: str) -> None:
+    """Data, the restorer, and the set cleaned by it."""
     torch.set_num_threads(1)
-    write_faces(out)
+    write_images(STUDIES[study], out / study)
     trunk = Path(os.environ["IDM_WEIGHTS"]) / "alexnet_features.safetensors"
-    others = str(Path(os.environ["IDM_DATA"]) / "faces-sharp.zip")
-    for name in restorers:
-        folder = out / "restorers" / name
-        if name == "disjoint":
-            train_idm([others], folder, CONFIG, lpips_trunk=trunk)
-        else:
-            train_rounds(str(out / "raw"), folder, CONFIG, ROUNDS, lpips_trunk=trunk)
-        curated(out, name, ("ingest", "restore", "select", "pack"))
-
-
-def curated(out: Path, restorer: str, stages: tuple[str, ...], **resources: Any) -> Outcome:
-    """The run of a restorer, as far as these stages."""
-    config = configuration.load(None, (), {
-        "dataset.name": "folder", "dataset.source": str(out / "raw"), "dataset.truth": str(out / "truth"),
-        "restore.restorer": str(out / "restorers" / restorer / f"{CONFIG.preset.name}.safetensors"),
-        "faces.model": "off", "proof": DECLARED | {"reference": str(out / "held-out")},
-        "resources": {"workers": 0} | resources,
-    })  # fmt: skip
-    root = str(out / "runs" / restorer)
-    config = resolve(config, stages, root)
-    with opened(root, restorer, config) as run:
-        return execute(run, config, stages)
+    folder = restorer_of(out, study, restorer)
+    if restorer == "disjoint":
+        train_idm([str(Path(os.environ["IDM_DATA"]) / STUDIES[study].others)], folder, CONFIG, lpips_trunk=trunk)
+    else:
+        train_rounds(str(out / study / "raw"), folder, CONFIG, ROUNDS, lpips_trunk=trunk)
+    curated(out, study, restorer, ("ingest", "restore", "select", "pack"))
 
 
 @main.command("train")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--restorer", type=click.Choice(RESTORERS), default="disjoint")
+@_OUT
+@_STUDY
+@_RESTORER
 @click.option("--workers", type=int, help="0: one job after the other, here; else on Ray, side by side.")
-def train(out: Path, restorer: str, workers: int | None) -> None:
+def train(out: Path, study: str, restorer: str, workers: int | None) -> None:
     """Train, measure and report; what is there already is not done again."""
-    outcome = curated(out, restorer, ("retrain", "evaluate", "report"), workers=workers)
+    share_jobs(out, study)
+    outcome = curated(out, study, restorer, ("retrain", "evaluate", "report"), workers=workers)
     for failure in outcome.failures:
         click.echo(failure, err=True)
     if outcome.failures:
         raise SystemExit(1)
+
+
+@main.command("results")
+@_OUT
+@_STUDY
+@_RESTORER
+def results(out: Path, study: str, restorer: str) -> None:
+    """Write down the figures that are there, with a plot and a sheet of samples, beside this benchmark."""
+    run = rundir.read(str(out / "runs" / f"{study}-{restorer}"))
+    found = proof_figures(run)
+    if found is None:
+        raise click.ClickException(f"{run.root}: nothing is declared yet")
+    held_out = str(out / study / "held-out")
+    named = json.loads(json.dumps(plain(found)).replace(json.dumps(held_out)[1:-1], "held-out, pristine"))
+    path = RESULTS / f"proof-{study}-{restorer}.json"
+    path.write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
+    draw_curves(found, path.with_suffix(".svg"))
+    draw_samples(run, found, path.with_suffix(".png"))
+    click.echo(f"{path}: {found['scored']} of {found['jobs']} jobs")
 
 
 if __name__ == "__main__":
