@@ -18,13 +18,14 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import click
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -50,6 +51,7 @@ ROUNDS: Final = Rounds(nimg=20_000)
 RESTORERS: Final = ("disjoint", "extrinsic")
 #: Their jobs are the same for all restorers of a study.
 WITHOUT_RESTORER: Final = ("original", "null", "placebo", "pristine")
+Pixels = npt.NDArray[np.uint8]  # H W 3
 RESULTS: Final = Path(__file__).parent / "results"
 
 
@@ -102,14 +104,8 @@ def write_images(study: Study, out: Path) -> None:
     """``raw/``, with damage planted; ``truth/``, the same without; ``held-out/``; and ``damage.json``."""
     if (out / "damage.json").exists():
         return
-    with zipfile.ZipFile(Path(os.environ["IDM_DATA"]) / study.archive) as members:
-        names = [n for n in members.namelist() if n.lower().endswith((".jpg", ".jpeg"))]
-        names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
-        names = [*names[: study.images], *names[-HELD_OUT:]]
-        assert len(set(names)) == study.images + HELD_OUT
-        images = [_reduced(members.read(name)) for name in names]
     done = {}
-    for number, (name, truth) in enumerate(zip(names, images, strict=True)):
+    for number, (name, truth) in enumerate(read_images(study)):
         key = Path(name).name.replace(".", "_")
         # A class is the folder above the archive's own folder of images.
         path = Path(name).parts[-3] if study.classes else "", f"{key}.png"
@@ -127,12 +123,22 @@ def write_images(study: Study, out: Path) -> None:
     (out / "damage.json").write_text(json.dumps({"seed": SEED, "damage": done}, indent=1))
 
 
-def _reduced(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def read_images(study: Study) -> Iterator[tuple[str, Pixels]]:
+    """Names and pixels: the training set, then the held-out images."""
+    with zipfile.ZipFile(Path(os.environ["IDM_DATA"]) / study.archive) as members:
+        names = [n for n in members.namelist() if n.lower().endswith((".jpg", ".jpeg"))]
+        names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+        assert len(names) >= study.images + HELD_OUT
+        for name in (*names[: study.images], *names[-HELD_OUT:]):
+            yield name, _reduced(members.read(name))
+
+
+def _reduced(data: bytes) -> Pixels:
     photo = Image.open(io.BytesIO(data)).convert("RGB")
     return np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
-def _write(path: Path, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+def _write(path: Path, image: Pixels) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +10,8 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from manifests.rundir import Run
@@ -20,10 +22,12 @@ ARMS: Final = ("original", *ORDER)
 COLOURS: Final = dict(
     zip(ARMS, ("#000000", "#56b4e9", "#0072b2", "#e69f00", "#cc79a7", "#009e73", "#999999", "#cccccc"), strict=True)
 )
-#: Images of each sheet's cell.
+Pixels = npt.NDArray[np.uint8]  # H W 3
+
+#: Rows of images of each sheet's cell.
 DOWN: Final = 2
 ENLARGED: Final = 2
-_MARGIN: Final = 84  # pixels for the row's name
+_MARGIN: Final = 104  # pixels for the row's name
 _GAP: Final = 8
 _TOP: Final = 22
 
@@ -62,31 +66,49 @@ def draw_curves(found: Mapping[str, Any], path: Path) -> None:
 def draw_samples(run: Run, found: Mapping[str, Any], path: Path) -> None:
     """An arm a row: its own data, and what the first pair of each trainer makes, from the same noise."""
     folder = Path(run.root) / "jobs"
-    columns = {"its data": {arm: sorted((folder / "images").glob(f"{arm}-data-*.png")) for arm in ARMS}}
-    for trainer in found["trainers"]:
-        columns[trainer] = {arm: sorted((folder / f"{arm}-{trainer}-s0").glob("samples-*.png")) for arm in ARMS}
-    arms = [arm for arm in ARMS if any(column[arm] for column in columns.values())]
-    if not arms:
-        return
-    cells = {(name, arm): _cell(column[arm][-1]) for name, column in columns.items() for arm in arms if column[arm]}
-    width, height = next(iter(cells.values())).size
-    sheet = Image.new("RGB", (_MARGIN + len(columns) * (width + _GAP), _TOP + len(arms) * (height + _GAP)), "white")
+    rows: dict[str, dict[str, list[Pixels]]] = {}
+    for arm in ARMS:
+        for column, pictures in (
+            ("its data", (folder / "images").glob(f"{arm}-data-*.png")),
+            *((t, (folder / f"{arm}-{t}-s0").glob("samples-*.png")) for t in found["trainers"]),
+        ):
+            if there := sorted(pictures):
+                rows.setdefault(arm, {})[column] = _images_of(there[-1])
+    if rows:
+        sheet_of(rows).save(path, optimize=True)
+
+
+def sheet_of(rows: Mapping[str, Mapping[str, Sequence[Pixels]]]) -> Image.Image:
+    """The first images, all of one size, of each row and column, enlarged without smoothing."""
+    names = list(dict.fromkeys(name for columns in rows.values() for name in columns))
+    side = ENLARGED * next(
+        image.shape[0] for columns in rows.values() for images in columns.values() for image in images
+    )
+    width, height = ACROSS * side + _GAP, DOWN * side + _GAP
+    sheet = Image.new("RGB", (_MARGIN + len(names) * width, _TOP + len(rows) * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    for column, name in enumerate(columns):
-        draw.text((_MARGIN + column * (width + _GAP), 2), name, "black", font)
-        for row, arm in enumerate(arms):
-            top = _TOP + row * (height + _GAP)
-            draw.text((4, top + height // 2 - 8), arm, "black", font)
-            if (name, arm) in cells:
-                sheet.paste(cells[name, arm], (_MARGIN + column * (width + _GAP), top))
-    sheet.save(path, optimize=True)
+    for c, name in enumerate(names):
+        draw.text((_MARGIN + c * width, 2), name, "black", font)
+    for r, (row, columns) in enumerate(rows.items()):
+        draw.text((4, _TOP + r * height + DOWN * side // 2 - 8), row, "black", font)
+        for name, images in columns.items():
+            left, top = _MARGIN + names.index(name) * width, _TOP + r * height
+            for i, image in enumerate(images[: ACROSS * DOWN]):
+                large = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
+                sheet.paste(large, (left + i % ACROSS * side, top + i // ACROSS * side))
+    return sheet
 
 
-def _cell(path: Path) -> Image.Image:
-    with Image.open(path) as grid:
-        side = grid.width // ACROSS
-        top = grid.convert("RGB").crop((0, 0, grid.width, min(grid.height, DOWN * side)))
-    return top.resize((ENLARGED * top.width, ENLARGED * top.height), Image.Resampling.NEAREST)
+def _images_of(path: Path) -> list[Pixels]:
+    """Of a picture of samples, row by row."""
+    with Image.open(path) as opened:
+        grid = np.asarray(opened.convert("RGB"))
+    side = grid.shape[1] // ACROSS
+    return [
+        grid[top : top + side, left : left + side]
+        for top in range(0, grid.shape[0], side)
+        for left in range(0, grid.shape[1], side)
+    ]
 
 
 def _order(row: Mapping[str, Any]) -> int:
