@@ -72,7 +72,9 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     min_severity: float = Field(default=0, ge=0, le=1, description="candidates of lower severity are not used")
     gates: tuple[Gate, ...] = ()
-    rejected: Literal["keep", "drop"] = Field(default="keep", description="the original of a rejected candidate")
+    unrestored: Literal["keep", "drop"] = Field(
+        default="keep", description="a damaged sample without a candidate that passes: its original"
+    )
     duplicates: Literal["keep", "drop_exact", "drop_near", "keep_best"] = Field(
         default="keep", description="drop_*: all but the first of each group leave; keep_best: all but the best"
     )
@@ -264,6 +266,7 @@ def decide(
         if after["status"] == "failed":
             rows.append(row)
             continue
+        unrestored = after["status"] == "kept_original" and after["reason"] != "clean"
         if after["status"] == "restored":
             if gate is None:
                 row |= {n: after[n] for n in schema.names(schema.LOCATION)} | {"origin": "restored", "reason": "passed"}
@@ -271,8 +274,9 @@ def decide(
                 row |= {"status": "kept_original", "reason": "below_min_severity"}
             else:
                 row |= {"status": "rejected", "reason": f"gate_{gate}"}
-                if policy.rejected == "drop":
-                    row["origin"] = None
+                unrestored = True
+        if unrestored and policy.unrestored == "drop":
+            row |= {"status": "rejected", "origin": None}
         dropped = _dropped(row, policy, best or {})
         if dropped is not None:
             row |= {"status": "rejected", "reason": dropped, "origin": None}

@@ -59,7 +59,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     held = {"gates": GATES, "validation": 0.35}
     for policy in (
         held | {"name": "held"},
-        held | {"name": "dropping", "duplicates": "drop_exact", "rejected": "drop"},
+        held | {"name": "dropping", "duplicates": "drop_exact", "unrestored": "drop"},
     ):
         (folder / "policy.yaml").write_text(yaml.safe_dump(policy))
         curate("select", run, "--policy", folder / "policy.yaml")

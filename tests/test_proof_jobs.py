@@ -250,6 +250,20 @@ def test_side_by_side_on_ray_a_killed_worker_and_a_killed_driver_cost_no_bit(run
     assert results(run) == results(undisturbed)
 
 
+def test_two_processes_that_share_a_job_end_where_one_does(run: Path, tmp_path: Path) -> None:
+    """Of two gradients the order in which they are added up is all the same: so to the same bits."""
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one CPU: there is no room for two processes")
+    alone = Path(shutil.copytree(run, tmp_path / "alone"))
+    options = ["--arm", "original", "--trainer", DDM.name, "--seeds", 1, "--nimg", NIMG, "--snapshots", 2, *REFERENCE]
+    options += ["--set", "proof.workers=2"]
+    curate("retrain", alone, *options, "--workers", 0)
+    command = [sys.executable, "-m", "tests.tiny_proof", "retrain", run, *options]
+    done = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert results(run) == results(alone)
+
+
 def test_not_more_jobs_are_started_than_there_is_room_for(local_ray: None) -> None:
     """On two CPUs and two GPUs."""
 

@@ -134,7 +134,7 @@ def test_another_policy_restores_nothing_again(source: Path, tmp_path: Path) -> 
     run_folder(source, root)
     first = hashes(root)
     policy = tmp_path / "harsh.yaml"
-    policy.write_text("name: harsh\ngates: [{quantity: severity_drop, min: 0.99}]\nrejected: drop\n")
+    policy.write_text("name: harsh\ngates: [{quantity: severity_drop, min: 0.99}]\nunrestored: drop\n")
     run_folder(source, root, "--policy", policy)
     second = hashes(root)
     assert {k: v for k, v in first.items() if not k.startswith("cleaned/")} == {

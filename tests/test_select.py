@@ -70,9 +70,29 @@ def test_the_first_gate_that_fails_is_the_reason(evidence: dict[str, float], gat
     assert (row["origin"], row["output_sha256"], row["offset"]) == ("source", "source", 512)
 
 
-def test_a_rejected_sample_leaves_if_the_policy_says_so() -> None:
-    row = decided(Policy(name="p", gates=GATES, rejected="drop"), severity_after=0.5)
-    assert row["status"] == "rejected" and row["origin"] is row["offset"] is row["output_sha256"] is None
+@pytest.mark.parametrize(
+    ("evidence", "reason"),
+    [
+        ({"severity_after": 0.5}, "gate_severity_drop"),
+        ({"status": "kept_original", "reason": "severity_rose"}, "severity_rose"),
+        ({"status": "kept_original", "reason": "declined"}, "declined"),
+    ],
+)
+def test_what_is_damaged_and_not_restored_leaves_if_the_policy_says_so(evidence: dict[str, Any], reason: str) -> None:
+    stays = decided(Policy(name="p", gates=GATES), **evidence)
+    assert (stays["origin"], stays["reason"]) == ("source", reason)
+    leaves = decided(Policy(name="p", gates=GATES, unrestored="drop"), **evidence)
+    assert (leaves["status"], leaves["reason"]) == ("rejected", reason)
+    assert leaves["origin"] is leaves["offset"] is leaves["output_sha256"] is None
+
+
+def test_what_is_not_damaged_never_leaves_for_not_being_restored() -> None:
+    for policy in (
+        Policy(name="p", gates=GATES, unrestored="drop"),
+        Policy(name="p", gates=GATES, unrestored="drop", min_severity=0.9),
+    ):
+        assert decided(policy, status="kept_original", reason="clean")["origin"] == "source"
+    assert decided(policy)["reason"] == "below_min_severity" and decided(policy)["origin"] == "source"
 
 
 def test_what_could_not_be_measured_is_not_condemned() -> None:
