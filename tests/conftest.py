@@ -35,6 +35,7 @@ def local_ray() -> Iterator[None]:
     """A Ray on this machine with two CPUs and two logical GPUs."""
     import ray
 
+    ray.shutdown()  # a test before this one may have begun a Ray of its own in this process
     ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, object_store_memory=100_000_000)
     yield
     ray.shutdown()
