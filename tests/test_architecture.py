@@ -56,9 +56,16 @@ def test_stages_meet_only_in_files(stage: str) -> None:
 def test_nothing_imports_the_command_line() -> None:
     for package in ("idm_core", "manifests", "pipelines"):
         for path in modules(package):
-            if path.name == "__main__.py" or path.parent.name == "cli":
+            if path == ROOT / "pipelines" / "__main__.py" or ROOT / "pipelines" / "cli" in path.parents:
                 continue
-            assert not any(name.split(".")[:2] == ["pipelines", "cli"] for name in imports_of(path)), path
+            assert not {n for n in imports_of(path) if n == "pipelines.cli" or n.startswith("pipelines.cli.")}, path
+
+
+def test_commands_know_neither_their_group_nor_each_other() -> None:
+    shared = {"options", "execution"}
+    for path in sorted((ROOT / "pipelines" / "cli").glob("*.py")):
+        imported = {name.split(".")[2] for name in imports_of(path) if name.startswith("pipelines.cli.")}
+        assert path.stem == "__init__" or imported <= shared - {path.stem}, path
 
 
 @pytest.mark.parametrize("command", ["status", "verify"])

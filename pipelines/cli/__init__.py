@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from manifests.errors import ConfigError, CurateError
-from pipelines.cli import evidence, machine, proof, stages, train_idm
+from pipelines.cli import inspection, machine, proof, stages, train
 
 
 class _Messages(click.Group):
@@ -48,27 +48,24 @@ def cli(verbose: bool) -> None:
         handler.setLevel(logging.INFO if verbose else logging.WARNING)
 
 
-for command in (
-    stages.run,
-    stages.ingest,
-    stages.restore,
-    stages.select,
-    stages.pack,
-    train_idm.train_idm,
-    proof.retrain,
-    proof.evaluate,
-    evidence.report,
-    evidence.query,
-    evidence.audit,
-    evidence.diff,
-    evidence.export,
-    evidence.status,
-    evidence.verify,
-    machine.doctor,
-    machine.check_restorer,
-    machine.submit,
-):
-    cli.add_command(command)
+cli.add_command(stages.run)
+cli.add_command(stages.ingest)
+cli.add_command(train.train_idm)
+cli.add_command(stages.restore)
+cli.add_command(stages.select)
+cli.add_command(stages.pack)
+cli.add_command(proof.retrain)
+cli.add_command(inspection.report)
+cli.add_command(stages.export)
+cli.add_command(inspection.query)
+cli.add_command(inspection.audit)
+cli.add_command(inspection.diff)
+cli.add_command(proof.evaluate)
+cli.add_command(inspection.status)
+cli.add_command(inspection.verify)
+cli.add_command(machine.doctor)
+cli.add_command(machine.check_restorer)
+cli.add_command(machine.submit)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Commands about this machine, its models and a cluster, not about a run."""
+"""Commands about where runs are worked on: this machine, the restorers that it has, and a cluster."""
 
 from __future__ import annotations
 

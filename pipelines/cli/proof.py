@@ -1,25 +1,23 @@
-"""Commands that prove what cleaning did: generators are trained, sets of images are measured."""
+"""Commands of the proof: train generators on the arms of a run, and score what they make, or any set of images."""
 
 from __future__ import annotations
 
-import json
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from manifests.errors import ConfigError
-from pipelines.cli.options import config_options, dry_run_option
-from pipelines.cli.stages import go_on
+from pipelines.cli.execution import resume
+from pipelines.cli.options import address_option, config_options, dotted, dry_run_option, json_option, run_argument
 from pipelines.proof import ARMS
 
 #: Of ``retrain``, under the names that the declaration has for them.
-PROOF_OPTIONS = ("arms", "trainers", "seeds", "snapshots", "classes", "reference", "samples")
+PROOF_OPTIONS: Final = ("arms", "trainers", "seeds", "snapshots", "classes", "reference", "samples")
 
 
 @click.command()
-@click.argument("root", metavar="RUN")
+@run_argument
 @click.option("--arm", "arms", multiple=True, type=click.Choice(ARMS), help="Repeatable; original is one of them.")
 @click.option(
     "--trainer", "trainers", multiple=True, metavar="NAME", help="A preset, or of proof.external; repeatable."
@@ -38,7 +36,7 @@ PROOF_OPTIONS = ("arms", "trainers", "seeds", "snapshots", "classes", "reference
 )
 @click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="[default: 1 where Ray has GPUs]; 0.5 packs two.")
 @click.option("--jobs-at-once", type=click.IntRange(min=1), help="[default: as many as the cluster has room for]")
-@click.option("--address", metavar="URL", help="A running Ray cluster.  [default: $RAY_ADDRESS, else this machine]")
+@address_option
 @dry_run_option
 def retrain(root: str, dry_run: bool, config_file: Path | None, overrides: tuple[str, ...], **options: Any) -> None:
     """Train generators on the arms of a run: a job for each arm, trainer and seed, side by side on Ray.
@@ -58,7 +56,7 @@ def retrain(root: str, dry_run: bool, config_file: Path | None, overrides: tuple
     proof = {f"proof.{name}": options.pop(name) or None for name in PROOF_OPTIONS}
     proof |= {"proof.nimg": _nimg(options.pop("nimg")), "proof.workers": workers or None}
     options["workers"] = 0 if workers == 0 else None
-    go_on(root, ("retrain",), proof | options, dry_run, False, config_file, overrides)
+    resume(root, ("retrain",), proof | dotted(options), dry_run, False, config_file, overrides)
 
 
 def _nimg(values: tuple[str, ...]) -> int | dict[str, int] | None:
@@ -90,9 +88,9 @@ def _nimg(values: tuple[str, ...]) -> int | dict[str, int] | None:
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder that features are kept in.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Ray actors; 0: none.")
 @click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="[default: 1 where Ray has GPUs]")
-@click.option("--address", metavar="URL", help="A running Ray cluster.  [default: $RAY_ADDRESS, else this machine]")
+@address_option
 @click.option("--ablate", metavar="KINDS", help="Of a run: what each of blur,jpeg,noise,upscaled costs; no training.")
-@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+@json_option
 def evaluate(
     samples: str, reference: str | None, detector: str, side: int, ablate: str | None, as_json: bool, **options: Any
 ) -> None:
@@ -113,41 +111,25 @@ def evaluate(
     """
     if reference is None:
         resources = {name: options[name] for name in ("workers", "gpus_per_worker", "address")}
-        _evaluate_run(samples, ablate, resources, as_json)
+        _evaluate_run(samples, ablate, as_json, resources)
         return
     if ablate is not None:
         raise ConfigError("--ablate is of a run's own data: leave out --reference, the run's proof declares one")
     if side % 32:
         raise ConfigError(f"--side {side}: it is a multiple of 32")
-    from pipelines import evaluate as evaluation
-    from pipelines.config import Resources
-    from pipelines.detectors import open_detector, resolve_detector
-    from pipelines.feature_sets import Sampling
-    from pipelines.weights import weights_folder
-
-    name, folder = resolve_detector(detector, weights_folder()), weights_folder()
-    cache, seed = options.pop("cache"), options.pop("seed")
-    sampling = Sampling(seed, options.pop("kept"), options.pop("crops"), options.pop("crop"))
-    found = evaluation.evaluate(
-        samples,
-        reference,
-        partial(open_detector, name, weights_folder=folder, side=side),
-        sampling=sampling,
-        resources=Resources(**options),
-        cache=cache,
-    )
-    text = json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(evaluation.as_text(found))
-    click.echo(text)
+    _evaluate_sets(samples, reference, detector, side, as_json, **options)
 
 
-def _evaluate_run(root: str, ablate: str | None, resources: dict[str, Any], as_json: bool) -> None:
-    """Score a run's jobs, or say what each kind of damage in it costs."""
+def _evaluate_run(root: str, ablate: str | None, as_json: bool, resources: dict[str, Any]) -> None:
+    """Score the snapshots of a run's proof, or say what each kind of damage costs by itself."""
+    import json
+
     from manifests import rundir, storage
 
     if not storage.exists(storage.join(root, "run.json")):
         raise ConfigError(f"--reference is missing, and {root} is no run directory")
     if ablate is None:
-        go_on(root, ("evaluate",), resources, dry_run=False, retry_failed=False)
+        resume(root, ("evaluate",), dotted(resources), dry_run=False, retry_failed=False)
         return
     from pipelines.config import Resources
     from pipelines.proof import influence, plan
@@ -156,3 +138,43 @@ def _evaluate_run(root: str, ablate: str | None, resources: dict[str, Any], as_j
     with rundir.lock(run.root):
         costs = influence.influence(run, plan.read(run), ablate.split(","), Resources(**resources))
     click.echo(json.dumps(costs, indent=1) if as_json else "\n".join(influence.as_text(costs)))
+
+
+def _evaluate_sets(
+    samples: str,
+    reference: str,
+    detector: str,
+    side: int,
+    as_json: bool,
+    *,
+    seed: int,
+    kept: int,
+    crops: int,
+    crop: int | None,
+    cache: Path | None,
+    **resources: Any,
+) -> None:
+    """Measure the distance of any two sets of images."""
+    import json
+    from functools import partial
+
+    from pipelines import evaluate as evaluation
+    from pipelines.config import Resources
+    from pipelines.detectors import open_detector, resolve_detector
+    from pipelines.feature_sets import Sampling
+    from pipelines.weights import weights_folder
+
+    folder = weights_folder()
+    found = evaluation.evaluate(
+        samples,
+        reference,
+        partial(open_detector, resolve_detector(detector, folder), weights_folder=folder, side=side),
+        sampling=Sampling(seed, kept, crops, crop),
+        resources=Resources(**resources),
+        cache=cache,
+    )
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for line in evaluation.as_text(found):
+        click.echo(line)

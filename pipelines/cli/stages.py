@@ -1,27 +1,26 @@
-"""Commands that take a run through its stages, and how options become its configuration."""
+"""Commands that execute the stages of curating, one or all, and export what comes of them."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os
+from typing import Any
 
 import click
 
 from manifests.errors import ConfigError
+from pipelines.cli.execution import execute, resume
 from pipelines.cli.options import (
     config_options,
+    configured,
+    dotted,
     dry_run_option,
     model_option,
     policy_option,
+    run_argument,
     source_options,
     worker_options,
 )
 from pipelines.stages import STAGES
-
-if TYPE_CHECKING:
-    from pipelines.config import Config
-    from pipelines.run import Outcome
 
 
 @click.command()
@@ -54,7 +53,7 @@ def run(root: str | None, until: str, dry_run: bool, retry_failed: bool, **optio
     stages = STAGES[: STAGES.index(until) + 1]
     if until == "pack":  # of what there is: what comes between takes hours
         stages = (*stages, "report")
-    work(configured(**options), root, stages, dry_run, retry_failed)
+    execute(configured(**options), root, stages, dry_run, retry_failed)
 
 
 @click.command()
@@ -71,11 +70,11 @@ def ingest(root: str | None, dry_run: bool, retry_failed: bool, **options: Any) 
       idm-curate ingest --dataset imagenet --source /data/ILSVRC2012_img_train.tar
       idm-curate ingest --dataset folder --source /data/photos --align ffhq --set ingest.align_size=512
     """
-    work(configured(**options), root, ("ingest",), dry_run, retry_failed)
+    execute(configured(**options), root, ("ingest",), dry_run, retry_failed)
 
 
 @click.command()
-@click.argument("root", metavar="RUN")
+@run_argument
 @worker_options
 @dry_run_option
 def restore(root: str, dry_run: bool, retry_failed: bool, **options: Any) -> None:
@@ -85,11 +84,11 @@ def restore(root: str, dry_run: bool, retry_failed: bool, **options: Any) -> Non
     Example:
       idm-curate restore runs/ffhq --workers 8 --gpus-per-worker 1
     """
-    go_on(root, ("restore",), options, dry_run, retry_failed)
+    resume(root, ("restore",), dotted(options), dry_run, retry_failed)
 
 
 @click.command()
-@click.argument("root", metavar="RUN")
+@run_argument
 @policy_option
 @dry_run_option
 def select(root: str, dry_run: bool, **options: Any) -> None:
@@ -100,11 +99,11 @@ def select(root: str, dry_run: bool, **options: Any) -> None:
       idm-curate select runs/ffhq --policy strict
       idm-curate select runs/ffhq --validation 0.1
     """
-    go_on(root, ("select",), options, dry_run, False)
+    resume(root, ("select",), dotted(options), dry_run, False)
 
 
 @click.command()
-@click.argument("root", metavar="RUN")
+@run_argument
 @policy_option
 @click.option("--view", metavar="NAME", help="A view that is there, of a policy or a query, instead of a policy.")
 @worker_options
@@ -119,69 +118,36 @@ def pack(root: str, dry_run: bool, retry_failed: bool, **options: Any) -> None:
     """
     if options["view"] and (options["policy"] or options["validation"] is not None):
         raise ConfigError("--view is a view that is there; --policy and --validation decide anew: give either")
-    go_on(root, ("pack",) if options["view"] else ("select", "pack"), options, dry_run, retry_failed)
+    resume(root, ("pack",) if options["view"] else ("select", "pack"), dotted(options), dry_run, retry_failed)
 
 
-def configured(config_file: Path | None, overrides: tuple[str, ...], **options: Any) -> Config:
-    from pipelines import config, datasets
+@click.command()
+@run_argument
+@click.option("--to", "target", required=True, metavar="PATH", help="The .zip file or the folder.")
+@click.option("--format", required=True, type=click.Choice(["stylegan", "hf", "folder"]), help="For whom it is.")
+@click.option("--arm", type=click.Choice(["cleaned", "original"]), default="cleaned", show_default=True, help="Which.")
+@click.option("--view", metavar="NAME", help="The view that decides on the cleaned arm.  [default: the packed one]")
+@click.option("--split", type=click.Choice(["train", "validation"]), help="Only these samples.  [default: all]")
+@click.option("--resolution", type=click.IntRange(min=8), metavar="PX", help="Side of all images; Lanczos, PNG.")
+@click.option("--crop", type=click.Choice(["center", "none"]), default="center", show_default=True, help="To a square.")
+@click.option("--enlarge", is_flag=True, help="Enlarge images that are smaller; they are left out without it.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that resize.  [default: one a core; 0: none]")
+@dry_run_option
+def export(root: str, target: str, workers: int | None, dry_run: bool, **options: Any) -> None:
+    """Write curated samples for other trainers: a StyleGAN/EDM zip, a Hugging Face imagefolder, or plain files.
 
-    names = {"dataset": "dataset.name", "restorer": "restore.restorer", "policy": "policy", "validation": "validation"}
-    names |= {"align": "ingest.align", "faces": "faces.model"}
-    sections = {"source": "dataset", "truth": "dataset", "limit": "dataset", "shard_size": "dataset"}
-    resources = ("workers", "gpus_per_worker", "jobs_at_once", "address")
-    dotted = {names[k]: v for k, v in options.items() if k in names}
-    dotted |= {f"{sections[k]}.{k}": v for k, v in options.items() if k in sections}
-    dotted |= {f"resources.{k}": options.get(k) for k in resources}
-    loaded = config.load(config_file, overrides, dotted)
-    if loaded.dataset.source is None and loaded.dataset.name != "sample":
-        raise ConfigError(datasets.how_to_get(loaded.dataset.name))
-    return loaded
+    \b
+    Examples:
+      idm-curate export runs/ffhq --to ffhq-256.zip --format stylegan --resolution 256
+      idm-curate export runs/ffhq --to ffhq-hf --format hf
+      idm-curate export runs/ffhq --to originals --format folder --arm original -n
 
-
-def work(config: Config, root: str | None, stages: tuple[str, ...], dry_run: bool, retry_failed: bool) -> None:
-    from pipelines import run as runs
-
-    root = root or f"runs/{config.dataset.name}"
-    config = runs.resolve(config, stages, root)
-    if dry_run:
-        click.echo(runs.plan(root, config, stages))
-        return
-    with runs.opened(root, Path(root).name, config) as run:
-        _finish(runs.execute(run, config, stages, retry_failed=retry_failed))
-
-
-def go_on(
-    root: str,
-    stages: tuple[str, ...],
-    options: dict[str, Any],
-    dry_run: bool,
-    retry_failed: bool,
-    config_file: Path | None = None,
-    overrides: tuple[str, ...] = (),
-) -> None:
-    """Work on an existing run: what its bytes depend on comes from its own ``run.json``."""
+    Image files keep their bytes unless they are resized. The same command again continues, or does nothing.
+    """
     from manifests import rundir
-    from pipelines import config
+    from pipelines.export import export
+    from pipelines.exports.plan import Request
 
-    stored = {f"{section}.{k}": v for section, part in rundir.read(root).config.items() for k, v in part.items()}
-    decision = {k: options.pop(k) for k in list(options) if k in ("policy", "validation", "view") or "." in k}
-    resources = {f"resources.{k}": v for k, v in options.items()}
-    work(config.load(config_file, overrides, stored | resources | decision), root, stages, dry_run, retry_failed)
-
-
-def _finish(outcome: Outcome) -> None:
-    from manifests import rundir, status, storage
-
-    text, _ = status.describe(rundir.read(outcome.root))
-    click.echo(text)
-    if storage.exists(report := storage.join(outcome.root, "report.html")):
-        click.echo(f"  report           {report}")
-    if outcome.failures and outcome.stage in ("retrain", "evaluate"):
-        what = "jobs failed" if outcome.stage == "retrain" else "sets of images could not be scored"
-        click.echo(f"{len(outcome.failures)} {what}; the first: {outcome.failures[0]}", err=True)
-        click.echo("Mend the cause and run the same command again: it goes on with what is not done.", err=True)
-        sys.exit(1)
-    if outcome.failures:
-        click.echo(f"{len(outcome.failures)} shards were given up; the first: {outcome.failures[0]}", err=True)
-        click.echo("Mend the cause and run the same command with --retry-failed.", err=True)
-        sys.exit(1)
+    workers = os.cpu_count() or 1 if workers is None else workers
+    export(rundir.read(root), target, Request(**options), workers=workers, dry_run=dry_run, say=click.echo)

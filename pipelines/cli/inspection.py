@@ -1,19 +1,64 @@
-"""Commands that look at what a run has found, and hand it to others."""
+"""Commands that look at a run and change nothing of its samples: how far, how whole, what, why, and the report."""
 
 from __future__ import annotations
 
-import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from manifests.errors import ConfigError
-from pipelines.cli.options import dry_run_option
+from pipelines.cli.options import json_option, run_argument
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipelines.query import Format
+
+form_option = click.option(
+    "--format", type=click.Choice(["table", "json", "csv", "parquet"]), help="[default: by --out, else table]"
+)
 
 
 @click.command()
-@click.argument("root", metavar="RUN")
+@run_argument
+def status(root: str) -> None:
+    """Say how far a run is: shards per stage, samples per status, failures.
+
+    \b
+    Example:
+      idm-curate status runs/ffhq
+    """
+    from manifests import rundir, status
+
+    click.echo(status.describe(rundir.read(root))[0])
+
+
+@click.command()
+@run_argument
+@click.option("--hashes", is_flag=True, help="Read everything and compare SHA-256 too.")
+def verify(root: str, hashes: bool) -> None:
+    """Audit a run: all planned shards there and whole, keys in equal keys out, counts add up. Exits 1 if not.
+
+    \b
+    Example:
+      idm-curate verify runs/ffhq --hashes
+    """
+    from manifests import rundir
+    from manifests.verify import problems
+
+    run = rundir.read(root)
+    found = list(problems(run, hashes=hashes))
+    for problem in found:
+        click.echo(problem)
+    listing = run.listing()
+    click.echo(f"{listing['rows']} samples in {len(run.shards())} shards: {len(found) or 'no'} problems found")
+    if found:
+        sys.exit(1)
+
+
+@click.command()
+@run_argument
 @click.option("--audit-by", multiple=True, metavar="COLUMN|SQL", help="A further audit, as `audit --by`; repeatable.")
 def report(root: str, audit_by: tuple[str, ...]) -> None:
     """Write report.html and report.json from whatever the run holds.
@@ -29,13 +74,11 @@ def report(root: str, audit_by: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("root", metavar="RUN")
+@run_argument
 @click.argument("sql", required=False)
 @click.option("--schema", "show_schema", is_flag=True, help="Print all tables, with columns, types and units.")
 @click.option("--policy", metavar="NAME", help="The view whose decisions `samples` has.  [default: the packed one]")
-@click.option(
-    "--format", type=click.Choice(["table", "json", "csv", "parquet"]), help="[default: by --out, else table]"
-)
+@form_option
 @click.option("--out", metavar="FILE", help="Write the answer there, a path or URL, whole or not at all.")
 @click.option("--limit", type=click.IntRange(min=1), help="Rows at most.  [default: 40 in a table, else all]")
 @click.option(
@@ -79,23 +122,16 @@ def query(root: str, sql: str | None, show_schema: bool, **options: Any) -> None
         return
     form = options["format"] or queries.format_of(options["out"])
     with queries.answered(run, sql, options["policy"]) as answer:
-        if options["out"]:
-            left_out = queries.write(answer.rows, options["out"], form, options["limit"])
-        else:
-            left_out = queries.print_to(sys.stdout, answer.rows, form, options["limit"])
-    if left_out:
-        click.echo(f"{left_out} more rows; --limit shows more of them, --out FILE keeps them all", err=True)
+        _tell_rows(answer.rows, options["out"], form, options["limit"])
     if answer.decided_by:
         click.echo(f"samples: status, gate and margin are those of the view {answer.decided_by}", err=True)
 
 
 @click.command()
-@click.argument("root", metavar="RUN")
+@run_argument
 @click.option("--by", required=True, metavar="COLUMN|SQL", help="What makes the groups: of the columns of `samples`.")
 @click.option("--view", metavar="NAME", help="The view that decides.  [default: the packed one]")
-@click.option(
-    "--format", type=click.Choice(["table", "json", "csv", "parquet"]), help="[default: by --out, else table]"
-)
+@form_option
 @click.option("--out", metavar="FILE", help="Write it there, a path or URL, whole or not at all.")
 @click.option("--limit", type=click.IntRange(min=1), help="Groups shown at most.  [default: 40 in a table, else all]")
 def audit(root: str, by: str, view: str | None, out: str | None, limit: int | None, **options: Any) -> None:
@@ -120,7 +156,7 @@ def audit(root: str, by: str, view: str | None, out: str | None, limit: int | No
     from pipelines import query as queries
 
     found = audits.audit(rundir.read(root), by, view)
-    form: queries.Format = options["format"] or queries.format_of(out)
+    form: Format = options["format"] or queries.format_of(out)
     if form == "json":
         text = json.dumps(audits.as_json(found), indent=2, ensure_ascii=False)
         if out:
@@ -129,11 +165,18 @@ def audit(root: str, by: str, view: str | None, out: str | None, limit: int | No
             click.echo(text)
         return
     table = (audits.as_shown if form == "table" else audits.as_table)(found).to_reader()
-    left_out = queries.write(table, out, form, limit) if out else queries.print_to(sys.stdout, table, form, limit)
-    if left_out:
-        click.echo(f"{left_out} more rows; --limit shows more of them, --out FILE keeps them all", err=True)
+    _tell_rows(table, out, form, limit)
     for line in audits.as_text(found):
         click.echo(line, err=form != "table")
+
+
+def _tell_rows(rows: pa.RecordBatchReader, out: str | None, form: Format, limit: int | None) -> None:
+    """Write an answer to a file, else print it, and say what the limit left out."""
+    from pipelines import query as queries
+
+    left_out = queries.write(rows, out, form, limit) if out else queries.print_to(sys.stdout, rows, form, limit)
+    if left_out:
+        click.echo(f"{left_out} more rows; --limit shows more of them, --out FILE keeps them all", err=True)
 
 
 @click.command()
@@ -141,7 +184,7 @@ def audit(root: str, by: str, view: str | None, out: str | None, limit: int | No
 @click.argument("root_b", metavar="RUN_B")
 @click.option("--policy", metavar="NAME", help="The view that decides in RUN_A.  [default: the packed one]")
 @click.option("--policy-b", metavar="NAME", help="The same in RUN_B.  [default: the packed one of RUN_B]")
-@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+@json_option
 def diff(root_a: str, root_b: str, policy: str | None, policy_b: str | None, as_json: bool) -> None:
     """Say which samples changed status between two runs, or by two policies of one, and why.
 
@@ -162,72 +205,3 @@ def diff(root_a: str, root_b: str, policy: str | None, policy_b: str | None, as_
         return
     for line in diffs.as_text(found):
         click.echo(line)
-
-
-@click.command()
-@click.argument("root", metavar="RUN")
-@click.option("--to", "target", required=True, metavar="PATH", help="The .zip file or the folder.")
-@click.option("--format", required=True, type=click.Choice(["stylegan", "hf", "folder"]), help="For whom it is.")
-@click.option("--arm", type=click.Choice(["cleaned", "original"]), default="cleaned", show_default=True, help="Which.")
-@click.option("--view", metavar="NAME", help="The view that decides on the cleaned arm.  [default: the packed one]")
-@click.option("--split", type=click.Choice(["train", "validation"]), help="Only these samples.  [default: all]")
-@click.option("--resolution", type=click.IntRange(min=8), metavar="PX", help="Side of all images; Lanczos, PNG.")
-@click.option("--crop", type=click.Choice(["center", "none"]), default="center", show_default=True, help="To a square.")
-@click.option("--enlarge", is_flag=True, help="Enlarge images that are smaller; they are left out without it.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N images.")
-@click.option("--workers", type=click.IntRange(min=0), help="Processes that resize.  [default: one a core; 0: none]")
-@dry_run_option
-def export(root: str, target: str, workers: int | None, dry_run: bool, **options: Any) -> None:
-    """Write curated samples for other trainers: a StyleGAN/EDM zip, a Hugging Face imagefolder, or plain files.
-
-    \b
-    Examples:
-      idm-curate export runs/ffhq --to ffhq-256.zip --format stylegan --resolution 256
-      idm-curate export runs/ffhq --to ffhq-hf --format hf
-      idm-curate export runs/ffhq --to originals --format folder --arm original -n
-
-    Image files keep their bytes unless they are resized. The same command again continues, or does nothing.
-    """
-    from manifests import rundir
-    from pipelines.export import export
-    from pipelines.exports.plan import Request
-
-    workers = os.cpu_count() or 1 if workers is None else workers
-    export(rundir.read(root), target, Request(**options), workers=workers, dry_run=dry_run, say=click.echo)
-
-
-@click.command()
-@click.argument("root", metavar="RUN")
-def status(root: str) -> None:
-    """Say how far a run is: shards per stage, samples per status, failures.
-
-    \b
-    Example:
-      idm-curate status runs/ffhq
-    """
-    from manifests import rundir, status
-
-    click.echo(status.describe(rundir.read(root))[0])
-
-
-@click.command()
-@click.argument("root", metavar="RUN")
-@click.option("--hashes", is_flag=True, help="Read everything and compare SHA-256 too.")
-def verify(root: str, hashes: bool) -> None:
-    """Audit a run: all planned shards there and whole, keys in equal keys out, counts add up. Exits 1 if not.
-
-    \b
-    Example:
-      idm-curate verify runs/ffhq --hashes
-    """
-    from manifests import rundir
-    from manifests.verify import problems
-
-    run = rundir.read(root)
-    found = list(problems(run, hashes=hashes))
-    for problem in found:
-        click.echo(problem)
-    listing = run.listing()
-    click.echo(f"{listing['rows']} samples in {len(run.shards())} shards: {len(found) or 'no'} problems found")
-    if found:
-        sys.exit(1)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from manifests.errors import ConfigError
+from pipelines.cli.options import address_option
+
+if TYPE_CHECKING:
+    from pipelines.rounds import Rounds
 
 
 @click.command("train-idm")
@@ -37,7 +41,7 @@ from manifests.errors import ConfigError
     help="Processes of Ray Train that share each step's batches; 0 trains in this process, without Ray.",
 )
 @click.option("--gpus-per-worker", type=click.IntRange(0, 1), help="[default: 1 where Ray has GPUs]")
-@click.option("--address", metavar="URL", help="A running Ray cluster.  [default: $RAY_ADDRESS, else this machine]")
+@address_option
 @click.option(
     "--data-processes",
     type=click.IntRange(min=0),
@@ -95,14 +99,20 @@ def train_idm(sources: tuple[str, ...], shares: tuple[float, ...], lpips: bool, 
     if rounds is None:
         click.echo(train_idm(sources, out, config, **usage, **spread))
         return
+    plan = _plan_of_rounds(sources, rounds, round_nimg or max(1, config.nimg // 6))
+    from pipelines.rounds import train_rounds
+
+    del usage["shares"]
+    click.echo(train_rounds(sources[0], out, config, plan, **usage, **spread))
+
+
+def _plan_of_rounds(sources: tuple[str, ...], rounds: str, nimg: int) -> Rounds:
+    """What ``--rounds`` asks for: as many as help (``auto``), or at most so many, each of ``nimg`` images."""
     if len(sources) != 1:
         raise ConfigError(f"--rounds: one --source, the raw set that is to be cleaned; there are {len(sources)}")
     if rounds != "auto" and not (rounds.isdecimal() and int(rounds)):
         raise ConfigError(f"--rounds {rounds}: it is auto, or the most rounds there may be")
-    from pipelines.rounds import Rounds, train_rounds
+    from pipelines.rounds import Rounds
 
-    plan = Rounds(nimg=round_nimg or max(1, config.nimg // 6))
-    if rounds != "auto":
-        plan = replace(plan, most=int(rounds))
-    del usage["shares"]
-    click.echo(train_rounds(sources[0], out, config, plan, **usage, **spread))
+    plan = Rounds(nimg=nimg)
+    return plan if rounds == "auto" else replace(plan, most=int(rounds))
