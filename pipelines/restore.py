@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manifests import listing, rundir, schema, shards
-from manifests.errors import SampleError, ShardError, SourceError
+from manifests.errors import ShardError
 from manifests.rundir import Run
 from pipelines import changes, datasets, faces, images, niqe, progress, restorers
 from pipelines.changes import psnr
@@ -163,24 +163,11 @@ def _take_in(
 
 
 def _read_truths(run: Run, shard: str, rows: Sequence[dict[str, Any]]) -> Iterator[Pixels | None]:
-    """The pristine image of each row, in order; None where there is none. Each archive is opened once.
-
-    Raises:
-        SourceError: a truth was announced and cannot be read.
-    """
+    """The pristine image of each row, in order; None where there is none. SourceError: one cannot be read."""
     known = {r["key"]: datasets.File(**r["truth"]) for r in listing.read(run, shard) if r["truth"] is not None}
-    read = datasets.read_entries([known[r["key"]] for r in rows if r["key"] in known])
+    read = datasets.read_truths([known[r["key"]] for r in rows if r["key"] in known], lambda d: images.decode(d).rgb)
     for row in rows:
-        if row["key"] not in known:
-            yield None
-            continue
-        file, data = next(read)
-        try:
-            if isinstance(data, SampleError):
-                raise data
-            yield images.decode(data).rgb
-        except SampleError as error:
-            raise SourceError(f"--truth: {file.source_name} in {file.container}: {error}") from error
+        yield next(read) if row["key"] in known else None
 
 
 def _batches(tar_url: str, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], list[Pixels]]]:

@@ -14,8 +14,19 @@ from pipelines.datasets import sample
 from pipelines.datasets.entry import Dataset, Entry
 from pipelines.datasets.files import File, local_or_url
 from pipelines.datasets.reading import read_entries
+from pipelines.datasets.truth import read_truths
 
-__all__ = ["DATASETS", "Dataset", "Entry", "File", "how_to_get", "open_dataset", "read_entries", "sample"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Entry",
+    "File",
+    "how_to_get",
+    "open_dataset",
+    "read_entries",
+    "read_truths",
+    "sample",
+]
 
 DATASETS: Final = ("sample", "ffhq", "imagenet", "folder", "webdataset")
 

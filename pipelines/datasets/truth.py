@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
-from manifests.errors import SourceError
+from manifests.errors import SampleError, SourceError
 from pipelines.datasets.entry import Entry
-from pipelines.datasets.files import common_folder, split_images, stem_of
+from pipelines.datasets.files import File, common_folder, split_images, stem_of
 from pipelines.datasets.listing import list_files
+from pipelines.datasets.reading import read_entries
+
+T = TypeVar("T")
 
 
 def with_truth(entries: list[Entry], source: str) -> list[Entry]:
@@ -28,3 +33,18 @@ def with_truth(entries: list[Entry], source: str) -> list[Entry]:
     if not any(e.truth for e in matched):
         raise SourceError(f"{source} holds no image named like those of the dataset, such as {entries[0].source_name}")
     return matched
+
+
+def read_truths(files: Iterable[File], decoded: Callable[[bytes], T]) -> Iterator[T]:
+    """Pristine images in the order of their files; each archive is opened once.
+
+    Raises:
+        SourceError: one was announced and cannot be read, or ``decoded`` raises a SampleError.
+    """
+    for file, data in read_entries(files):
+        try:
+            if isinstance(data, SampleError):
+                raise data
+            yield decoded(data)
+        except SampleError as error:
+            raise SourceError(f"--truth: {file.source_name} in {file.container}: {error}") from error

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from manifests import listing, rundir, schema, shards, storage
-from manifests.errors import ConfigError, SampleError, SourceError
+from manifests.errors import ConfigError
 from manifests.rundir import Run
-from pipelines.datasets import File, read_entries
+from pipelines.datasets import File, read_truths
 from pipelines.exports import arm as exported
 from pipelines.exports.arm import Row
 from pipelines.exports.picture import Pixels, pixels_at
@@ -200,7 +200,7 @@ class _Arm:
 
     def pixels(self, shard: str, samples: Sequence[Row], resolution: int) -> Iterator[Pixels]:
         if self.name == "pristine":
-            return _pristine(_truths(self.run, shard, samples), resolution)
+            return read_truths(_truths(self.run, shard, samples), lambda data: pixels_at(data, resolution, "center"))
         pixels = self.view.pixels(shard, samples, resolution)
         return map(PLACEBOS[self.operation], pixels) if self.operation is not None else pixels
 
@@ -268,16 +268,6 @@ def _truths(run: Run, shard: str, samples: Sequence[Row]) -> list[File]:
             "it by --truth when the run is made, or leave the arm out"
         )
     return [File(**files[row["key"]]) for row in samples]
-
-
-def _pristine(files: Sequence[File], resolution: int) -> Iterator[Pixels]:
-    for file, data in read_entries(files):
-        try:
-            if isinstance(data, SampleError):
-                raise data
-            yield pixels_at(data, resolution, "center")
-        except SampleError as error:
-            raise SourceError(f"--truth: {file.source_name} in {file.container}: {error}") from error
 
 
 def _jpeg(pixels: Pixels) -> Pixels:

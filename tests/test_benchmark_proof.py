@@ -1,0 +1,58 @@
+"""The proof's sets: truth and damage differ in the damaged images alone, and what is held out is nowhere else."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.datasets import open_dataset
+from tests.benchmarks import proof
+from tests.benchmarks.proof import SIDE, Study, write_images
+from tests.photographs import crops, png
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """36 photographs of two classes, in Tiny-ImageNet's layout."""
+    with zipfile.ZipFile(tmp_path / "photographs.zip", "w") as members:
+        for i, pixels in enumerate(crops(36)):
+            members.writestr(f"train/{'ab'[i % 2]}/images/{i}.v1.JPEG", png(pixels))
+        members.writestr("words.txt", "a, b")
+    monkeypatch.setenv("IDM_DATA", str(tmp_path))
+    monkeypatch.setattr(proof, "HELD_OUT", 6)
+    return "photographs.zip"
+
+
+def written(folder: Path) -> dict[str, np.ndarray]:
+    return {str(path.relative_to(folder)): np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))}
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_only_what_is_written_down_is_damaged(archive: str, tmp_path: Path, classes: bool) -> None:
+    write_images(Study(archive, archive, 30, 0.5, ("mild", "heavy"), {}, classes), tmp_path / "set")
+    raw, truth, held_out = (written(tmp_path / "set" / name) for name in ("raw", "truth", "held-out"))
+    assert raw.keys() == truth.keys() and len(raw) == 30 and len(held_out) == 6
+    assert not raw.keys() & held_out.keys()
+    damage = json.loads((tmp_path / "set" / "damage.json").read_text())["damage"]
+    assert {one["recipe"] for one in damage.values()} == {"mild", "heavy"} and 5 < len(damage) < 25
+    for name, image in raw.items():
+        assert image.shape == (SIDE, SIDE, 3)
+        assert np.array_equal(image, truth[name]) == (Path(name).stem not in damage)
+    labels = {entry.label for entry in open_dataset("folder", str(tmp_path / "set" / "raw")).entries}
+    assert labels == ({0, 1} if classes else {None})
+
+
+def test_a_larger_share_and_set_hold_the_smaller_ones(archive: str, tmp_path: Path) -> None:
+    for name, images, share in (("few", 12, 0.3), ("many", 30, 0.8)):
+        write_images(Study(archive, archive, images, share, ("mild",), {}), tmp_path / name)
+    few, many = (written(tmp_path / name / "raw") for name in ("few", "many"))
+    damaged = [json.loads((tmp_path / name / "damage.json").read_text())["damage"] for name in ("few", "many")]
+    assert few.keys() < many.keys() and damaged[0].keys() <= damaged[1].keys()
+    assert all(np.array_equal(few[f"{key}.png"], many[f"{key}.png"]) for key in damaged[0])
+    reference = [written(tmp_path / name / "held-out") for name in ("few", "many")]
+    assert reference[0].keys() == reference[1].keys()
