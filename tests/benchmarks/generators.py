@@ -66,7 +66,7 @@ def main(out: Path, variants: tuple[str, ...]) -> None:
         found["training set"] = {"FD-EffNet": distance(real)}
         for sigma in SIGMAS:
             found[f"training set, blurred by {sigma} px"] = {"FD-EffNet": distance(_blurred(real, sigma))}
-    shown = {"training set": learnt}
+    shown: dict[str, Pixels] = {}
     for name in variants:
         preset, nimg = VARIANTS[name]
         config = TrainConfig(preset, nimg, save_nimg=nimg // 100, snapshot_nimg=-(-nimg // 4))

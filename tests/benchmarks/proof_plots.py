@@ -64,16 +64,15 @@ def draw_curves(found: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_samples(run: Run, found: Mapping[str, Any], path: Path) -> None:
-    """An arm a row: its own data, and what the first pair of each trainer makes, from the same noise."""
-    folder = Path(run.root) / "jobs"
+    """An arm a row: what the first pair of each trainer makes, from the same noise.
+
+    What they were trained on is not shown: these photographs are others', and the report has them.
+    """
     rows: dict[str, dict[str, list[Pixels]]] = {}
     for arm in ARMS:
-        for column, pictures in (
-            ("its data", (folder / "images").glob(f"{arm}-data-*.png")),
-            *((t, (folder / f"{arm}-{t}-s0").glob("samples-*.png")) for t in found["trainers"]),
-        ):
-            if there := sorted(pictures):
-                rows.setdefault(arm, {})[column] = _images_of(there[-1])
+        for trainer in found["trainers"]:
+            if there := sorted((Path(run.root) / "jobs" / f"{arm}-{trainer}-s0").glob("samples-*.png")):
+                rows.setdefault(arm, {})[trainer] = _images_of(there[-1])
     if rows:
         sheet_of(rows).save(path, optimize=True)
 
