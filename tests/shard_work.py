@@ -35,6 +35,8 @@ def _count(run: Run, device: str, shard: str) -> dict[str, Any]:
             progress.tick()
         while not (traces.parent / "noticed").exists():
             time.sleep(0.01)
+    while shard.startswith("pair") and len(list(traces.iterdir())) < 2:  # until another actor has begun one too
+        time.sleep(0.01)
     time.sleep(0.05)
     return {"counts": {"kept_original": 1}, "device": device}
 

@@ -86,7 +86,7 @@ def test_a_worker_in_this_process_tells_it_too(run: Run, monkeypatch: pytest.Mon
 
 
 def test_each_actor_sees_its_own_gpu_alone(run: Run, local_ray: None) -> None:
-    shards = [f"s-{i}" for i in range(8)]
+    shards = ["pair-0", "pair-1", *(f"s-{i}" for i in range(6))]
     assert outcomes(run, shards, Resources(workers=2, gpus_per_worker=1, cpus_per_worker=1), uses_gpu=True) == (
         shards,
         [],
