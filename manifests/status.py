@@ -70,11 +70,11 @@ def digest(run: Run) -> str:
     there = [(fp, storage.list_names(run.url(folder), ".json")) for folder, fp in shard_stages(run)]
     names = storage.list_names(run.url("views"), ".json")
     chosen = [storage.read_json(run.url("views", n)) for n in names]
-    # Figures of a proof are only ever added to.
-    proof = [
-        storage.size(run.url(name)) for name in ("metrics.jsonl", "jobs/proof.json", "influence.json", "balance.json")
-    ]
-    proved = [proof] if any(proof) else []
+    # Lines of a proof are only ever added to; what is replaced is small.
+    proof = [storage.size(run.url(name)) for name in ("metrics.jsonl", "jobs/proof.json")]
+    replaced = (run.url(name) for name in ("influence.json", "balance.json"))
+    made = [storage.read_json(url) for url in replaced if storage.exists(url)]
+    proved = [proof, *made] if any(proof) else made
     return rundir.fingerprint(run.listing(), there, chosen, attempts.given_up(run), *proved)
 
 

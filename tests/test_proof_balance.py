@@ -78,9 +78,13 @@ def test_too_few_images_have_no_interval_and_the_order_of_the_keys_does_not_matt
 
 def test_it_is_said_which_is_ahead() -> None:
     about = {"figure": "FD", "detector": "d", "reference": "held-out", "resolution": 32}
-    dropping = said(about | asdict(weighed(0, 20_000)))
+    dropping = said(about | asdict(weighed(0, 20_000)) | {"of": 20_000})
     assert "FD" in dropping and "dropping is ahead by" in dropping and "this one has 20,000" in dropping
-    assert "restoring is ahead by" in said(about | asdict(weighed(0, 400, remains=0)))
-    even = about | asdict(weighed(0, 100)) | {"ahead": {"value": 0.1, "low": -1.0, "high": 1.2}, "even_at": None}
+    assert "restoring is ahead by" in said(about | asdict(weighed(0, 400, remains=0)) | {"of": 400})
+    even = (
+        about
+        | asdict(weighed(0, 100))
+        | {"of": 100, "ahead": {"value": 0.1, "low": -1.0, "high": 1.2}, "even_at": None}
+    )
     assert "neither is shown to be ahead (95 % interval of restoring's lead -1 to 1.2)" in said(even)
     assert said(even).endswith("restoring would be ahead at any size.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from PIL import Image
 
 from idm_core.generators import sample
-from manifests import rundir, storage
+from manifests import rundir, status, storage
 from manifests.errors import ConfigError, RunError
 from manifests.rundir import Run
 from pipelines import feature_sets
@@ -191,15 +190,15 @@ def test_blocks_and_detectors_beside_it_change_no_features() -> None:
 def test_features_of_whole_sets_are_kept_in_their_order(copy: Run) -> None:
     references, _ = proof_fixture.everything(copy)
     sets = {reference.name: reference.images for reference in references}
-    _, found, failures = looked_at(copy, sets, ColourDetector, HERE)
+    _, found = looked_at(copy, sets, ColourDetector, HERE)
     pixels = tiny_generators.squares(160).pixels[:80]
-    assert failures == [] and found["held-out"].features == pytest.approx(ColourDetector()(pixels), rel=1e-6)
+    assert found["held-out"].features == pytest.approx(ColourDetector()(pixels), rel=1e-6)
 
     class Blind(ColourDetector):
         def __call__(self, images: Any) -> Any:
             raise AssertionError("they are there")
 
-    assert looked_at(copy, sets, Blind, HERE)[2] == []
+    assert looked_at(copy, sets, Blind, HERE)[1].keys() == sets.keys()
 
 
 # ---- What fails
@@ -296,9 +295,31 @@ def test_the_arms_of_a_curated_run_are_measured_before_anything_is_trained(curat
     assert balance.balance(run, proof, HERE, [ColourDetector]) is None
     both = proof.model_copy(update={"arms": ("original", "combined", "filter")})
     weighed = balance.balance(run, both, HERE, [ColourDetector])
-    assert weighed is not None and weighed.images == 24 and weighed.dropping.images <= weighed.restoring.images
-    told = storage.read_json(run.url("balance.json"))
-    assert told["restoring"] == asdict(weighed.restoring) and "FD-colour" in balance.said(told)
+    assert weighed is not None and weighed["images"] == weighed["of"] == 24
+    assert weighed["dropping"]["images"] <= weighed["restoring"]["images"]
+    assert storage.read_json(run.url("balance.json")) == weighed and "FD-colour" in balance.said(weighed)
+
+
+def test_restoring_is_weighed_once_and_of_large_sets_a_part(
+    curated_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, pixels in enumerate(crops(12, 40)):
+        storage.write_bytes(png(pixels), str(tmp_path / "photos" / f"{i}.png"))
+    run = rundir.read(str(shutil.copytree(curated_run, tmp_path / "run")))
+    arms = ("original", "combined", "filter")
+    proof = Proof(arms=arms, trainers=("gan-32",), reference=str(tmp_path / "photos"))
+    weighed = balance.balance(run, proof, HERE, [ColourDetector])
+    before = status.digest(run)
+    monkeypatch.setattr(balance, "weigh", None)
+    assert balance.balance(run, proof, HERE, [ColourDetector]) == weighed
+    monkeypatch.undo()
+    monkeypatch.setattr(balance, "MOST", 12)
+    part = balance.balance(run, proof, HERE, [ColourDetector])
+    assert part is not None and (part["images"], part["of"]) == (12, 24)
+    assert balance.said(part).startswith("Of 12 images that were drawn: ")
+    assert status.digest(run) != before, "a report says what is there now"
+    monkeypatch.setattr(balance, "LEAST", 100)
+    assert balance.balance(run, proof, HERE, [ColourDetector]) is None
 
 
 # ---- Detectors

@@ -83,10 +83,10 @@ DDM_PRESETS: Final = {preset.name: preset for preset in (
     DdmPreset("ddm-256", 256, 4, (128, 256, 384, 512), (2, 3, 4, 4), (4, 3, 3), 512, 64,  2e-4, 2e-4, 500_000),
 )}
 GAN_PRESETS: Final = {preset.name: preset for preset in (
-    #         name       px  z   stem widths                      blocks exp group batch lr end ema      gamma end every
-    GanPreset("gan-32",  32, 64, 2, (128, 96, 64),                      2, 1, 0, 32, 6e-4, 1e-4, 10_000,  0.5, 0.1, 8),
-    GanPreset("gan-64",  64, 64, 1, (512, 512, 512, 384, 256),          2, 2, 16, 128, 2e-4, 5e-5, 500_000, 2, 0.2),
-    GanPreset("gan-256", 256, 64, 1, (512, 512, 512, 512, 384, 256, 128), 2, 2, 16, 32, 5e-5, 2e-5, 500_000, 150, 15),
+    # name, resolution, latent, stem, widths; blocks, expansion, group; batch, lr, its end, ema; gamma, its end, every
+    GanPreset("gan-32",  32,  64, 2, (128, 96, 64),                       2, 1, 0, 32, 6e-4, 1e-4, 10_000, 0.5, 0.1, 8),
+    GanPreset("gan-64",  64,  64, 1, (512, 512, 512, 384, 256),           2, 2, 16, 128, 2e-4, 5e-5, 500_000, 2, 0.2),
+    GanPreset("gan-256", 256, 64, 1, (512, 512, 512, 512, 384, 256, 128), 2, 2, 16, 32,  5e-5, 2e-5, 500_000, 150, 15),
 )}
 # fmt: on
 

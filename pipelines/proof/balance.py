@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from manifests import storage
-from manifests.errors import RunError
+from manifests import rundir, storage
 from manifests.rundir import Run
 from pipelines.config import Resources
 from pipelines.detectors import Features, OpenDetector
@@ -26,6 +25,10 @@ from pipelines.proof.plan import ArmName, Proof, local_root, resolution_of
 
 RESTORING: Final[ArmName] = "combined"
 DROPPING: Final[ArmName] = "filter"
+FILE: Final = "balance.json"
+#: Images of a set that are looked at, and that an arm has to be left with: its slope is that of its halves.
+MOST: Final = 50_000
+LEAST: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +97,14 @@ def weigh(
 
 def balance(
     run: Run, proof: Proof, resources: Resources, detectors: Sequence[OpenDetector] | None = None
-) -> Balance | None:
+) -> dict[str, Any] | None:
     """Weigh a run's arms, by the first detector at the first trainer's resolution; also written to ``balance.json``.
 
+    Of a set of more than ``MOST`` images as many are drawn, the same of both arms: above that, numbers hardly matter.
+
     Returns:
-        None where the proof does not declare both arms.
+        what is in ``balance.json``, which is not made again of the same images; None where the proof does not declare
+        both arms, or one of them is left with fewer than ``LEAST`` images.
 
     Raises:
         ConfigError, RunError, SourceError: as ``score``; features could not be had.
@@ -108,32 +114,49 @@ def balance(
     from pipelines.proof.arms import held_out, prepare_arm
     from pipelines.proof.detectors import detectors_of
     from pipelines.proof.measuring import looked_at
-    from pipelines.proof.samples import all_rows, reference_rows
+    from pipelines.proof.samples import reference_rows, some_rows
 
-    side, folder = resolution_of(proof, proof.trainers[0]), local_root(run) / "jobs" / "images"
-    original, *arms = (prepare_arm(run, proof, arm, side) for arm in ("original", RESTORING, DROPPING))
-    sets = {"reference": reference_rows(run, held_out(run, proof), side)}
-    for name, arm in zip((RESTORING, DROPPING), arms, strict=True):
-        sets[name] = all_rows(arm, folder / f"{name}-{side}.npy")
-    detector, found, failures = looked_at(run, sets, (detectors or detectors_of(proof))[0], resources)
-    if failures:
-        raise RunError(f"{failures[0]}: not every image could be looked at")
+    side, folder, url = resolution_of(proof, proof.trainers[0]), local_root(run) / "jobs" / "images", run.url(FILE)
+    total = len(prepare_arm(run, proof, "original", side).keys)
+    sets, keys = {"reference": reference_rows(run, held_out(run, proof), side)}, dict[str, list[str]]()
+    share = min(1, MOST / total)
+    for name in (RESTORING, DROPPING):
+        arm = prepare_arm(run, proof, name, side)
+        sets[name] = some_rows(arm, folder / f"{name}-{side}.npy", round(share * len(arm.keys)))
+        keys[name] = [arm.keys[row] for row in sets[name].rows or ()]
+        if len(keys[name]) < LEAST:
+            return None
+    open_one = (detectors or detectors_of(proof))[0]
+    detector = open_one("cpu")
+    made_of = rundir.fingerprint(detector.name, detector.sha256, *(rows.identity() for rows in sets.values()))
+    if storage.exists(url) and (there := storage.read_json(url)).get("fingerprint") == made_of:
+        return dict(there)
+    _, found = looked_at(run, sets, open_one, resources)
     weighed = weigh(
         found[RESTORING].features,
         found[DROPPING].features,
-        (arms[0].keys, arms[1].keys),
-        len(original.keys),
+        (keys[RESTORING], keys[DROPPING]),
+        round(share * total),
         found["reference"].statistics,
     )
-    about = {"figure": detector.frechet, "detector": detector.name, "reference": proof.reference, "resolution": side}
-    storage.write_json(about | asdict(weighed), run.url("balance.json"))
-    return weighed
+    result = {
+        "fingerprint": made_of,
+        "figure": detector.frechet,
+        "detector": detector.name,
+        "reference": proof.reference,
+        "resolution": side,
+        "of": total,
+        **asdict(weighed),
+    }
+    storage.write_json(result, url)
+    return result
 
 
 def said(found: Mapping[str, Any]) -> str:
     """What ``balance.json`` says, in words."""
     restoring, dropping, ahead = found["restoring"], found["dropping"], found["ahead"]
-    text = (
+    text = "" if found["images"] == found["of"] else f"Of {found['images']:,} images that were drawn: "
+    text += (
         f"Restoring leaves {restoring['images']:,} images at {found['figure']} {restoring['distance']:.4g}, dropping "
         f"{dropping['images']:,} at {dropping['distance']:.4g}: "
     )
@@ -147,5 +170,5 @@ def said(found: Mapping[str, Any]) -> str:
         text += f" (95 % interval of restoring's lead {ahead['low']:.3g} to {ahead['high']:.3g})"
     if found["even_at"] is None:
         return f"{text}. In a set as dirty as this one restoring would be ahead at any size."
-    even, images = f"{found['even_at']:,.0f}", f"{found['images']:,}"
+    even, images = f"{found['even_at']:,.0f}", f"{found['of']:,}"
     return f"{text}. In sets as dirty as this one they would be even at about {even} images; this one has {images}."

@@ -156,11 +156,11 @@ def _lines_of(run: Run, one: Scored, references: Sequence[Reference], detectors:
 
 def looked_at(
     run: Run, sets: Mapping[str, Rows], open_one: OpenDetector, resources: Resources
-) -> tuple[Detector, dict[str, FeatureSet], list[str]]:
-    """The features of all images of some sets, in their order; kept in jobs/features/.
+) -> tuple[Detector, dict[str, FeatureSet]]:
+    """The detector, and the features of all images of some sets, in their order; kept in jobs/features/.
 
-    Returns:
-        the detector, a set of features for each name, and the paths of what says why a set could not be looked at.
+    Raises:
+        RunError: a set could not be looked at.
     """
     detector, here = open_one("cpu"), resources.workers == 0
     sampling = Sampling(kept=2**40, crops=0)  # all of them
@@ -171,8 +171,8 @@ def looked_at(
     sizes = {name: rows.count for name, (rows, _) in missing.items()}
     look = partial(_open_looking, [open_one], missing, sampling, here)
     if failures := _mapped(run, sizes, look, resources, "sets of images"):
-        return detector, {}, failures
-    return detector, {name: feature_sets.load(path) for name, path in paths.items()}, []
+        raise RunError(f"{failures[0]}: not every image could be looked at")
+    return detector, {name: feature_sets.load(path) for name, path in paths.items()}
 
 
 def _looks(detector: Detector, sampling: Sampling = SAMPLING) -> list[Any]:

@@ -16,6 +16,7 @@ from idm_core.losses import Perceptual
 from idm_core.restorer import Photograph
 from pipelines.detectors import Detector
 from pipelines.faces import FaceModel, identity_cosine
+from pipelines.feature_sets import Sampling, features_of
 from pipelines.metrics.frechet import Statistics, frechet_distance, statistics_of
 from tests.benchmarks.held_out import Truth, to_tensor
 
@@ -25,6 +26,11 @@ Apply = Callable[[list[Photograph], list[str]], list[Photograph]]
 #: dB that stand for equality.
 EQUAL_PSNR: Final = 90.0
 DRAWS: Final = 1_000
+
+
+def features_by(detector: Detector, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Features of images that are held at once, N x H x W x 3 => N x D."""
+    return features_of(images, len(images), [detector], Sampling(kept=len(images), crops=0))[0].features
 
 
 def psnrs(a: Sequence[Photograph], b: Sequence[Photograph]) -> Values:

@@ -24,12 +24,13 @@ from scipy.ndimage import gaussian_filter
 from idm_core.generators import DdmPreset, GanPreset, Images, TrainConfig, generator_preset, sample, train
 from pipelines.detectors import EfficientNetLite0
 from pipelines.metrics.frechet import frechet_distance, statistics_of
+from tests.benchmarks.figures import features_by
 from tests.benchmarks.proof import RESULTS, STUDIES, read_images
 from tests.benchmarks.proof_plots import sheet_of
+from tests.benchmarks.restore_or_drop import FEATURE_SIDE
 
 SAMPLES: Final = 2_000
 SIGMAS: Final = (0.5, 1.0, 2.0)  # pixels
-FEATURE_SIDE: Final = 96
 #: Name => preset and images seen. ``eager``: R3GAN's penalties at every step.
 VARIANTS: Final[Mapping[str, tuple[DdmPreset | GanPreset, int]]] = {
     "ddm-32": (generator_preset("ddm-32"), 150_000),
@@ -51,13 +52,10 @@ def main(out: Path, variants: tuple[str, ...]) -> None:
     learnt, held_out = images[: study.images], images[study.images :]
     detector = EfficientNetLite0(side=FEATURE_SIDE)
 
-    def features(some: Pixels) -> npt.NDArray[np.float32]:
-        return np.concatenate([detector(some[i : i + 100]) for i in range(0, len(some), 100)])
-
-    reference = statistics_of(features(held_out))
+    reference = statistics_of(features_by(detector, held_out))
 
     def distance(some: Pixels) -> float:
-        return round(frechet_distance(reference, statistics_of(features(some))), 1)
+        return round(frechet_distance(reference, statistics_of(features_by(detector, some))), 1)
 
     path = RESULTS / "generators.json"
     found = json.loads(path.read_text()) if path.exists() else {}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -29,13 +29,13 @@ from pipelines.detectors import EfficientNetLite0
 from pipelines.measure import measure
 from pipelines.metrics.frechet import statistics_of
 from pipelines.proof.influence import KINDS, costs, kinds_of
-from tests.benchmarks.figures import plain
-from tests.benchmarks.restore_or_drop import BLOCK, FEATURE_SIDE, read_truths
+from tests.benchmarks.figures import features_by, plain
+from tests.benchmarks.proof import RESULTS
+from tests.benchmarks.restore_or_drop import FEATURE_SIDE, read_truths
 
 IMAGES: Final = 4_000  # as many again are the reference
 SHARE: Final = 0.1  # of each kind
 ALIKE: Final = {"blur": "upscaled", "upscaled": "blur"}
-RESULTS: Final = Path(__file__).parent / "results"
 
 Pixels = npt.NDArray[np.uint8]  # H W 3
 #: Kind => strength of the light and of the bad one.
@@ -57,10 +57,7 @@ def main(out: Path) -> None:
     restorer, detector = load_restorer("idm-64"), EfficientNetLite0(side=FEATURE_SIDE)
     names, images = read_truths(out / "truths.npz", restorer)
 
-    def features(some: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        return np.concatenate([detector(some[i : i + BLOCK]) for i in range(0, len(some), BLOCK)])
-
-    reference = statistics_of(features(images[IMAGES : 2 * IMAGES]))
+    reference = statistics_of(features_by(detector, images[IMAGES : 2 * IMAGES]))
     place = [int.from_bytes(hashlib.sha256(f"kind {name}".encode()).digest()[:8], "big") / 2**64 for name in names]
     truth = [list(KINDS)[int(p / SHARE)] if p < SHARE * len(KINDS) else None for p in place[:IMAGES]]
     found: dict[str, Any] = {}
@@ -69,8 +66,8 @@ def main(out: Path) -> None:
         pixels = np.stack([p for p, _ in damaged])
         severity = restorer.severity(list(pixels))
         rows = [{**measure(p, data), "severity": s} for (p, data), s in zip(damaged, severity, strict=True)]
-        looked_at = features(pixels)
-        for without in (None, ALIKE.get(bad)) if bad in ALIKE else (None,):
+        looked_at = features_by(detector, pixels)
+        for without in dict.fromkeys((None, ALIKE.get(bad))):
             asked = [kind for kind in KINDS if kind != without]
             kinds = kinds_of(rows, asked, restorer.config.threshold)
             told = {cost.kind: asdict(cost) for cost in costs(looked_at, kinds, asked, reference)}
@@ -104,15 +101,14 @@ def plant(image: Pixels, kind: str | None, name: str, *, bad: bool) -> tuple[Pix
 
 
 def row_of(name: str, told: Mapping[str, Any]) -> str:
-    """One turn as a line of a table: what leaving each kind out would gain, the worst first."""
+    """One turn as a line of a table: what leaving each kind out would gain, in the order of ``told``: worst first."""
 
     def cell(kind: str) -> str:
         left, share = told[kind]["left_out"], told[kind]["found of these"]
         gain = "-" if left is None else f"{left['value']:.1f} ({left['low']:.1f} to {left['high']:.1f})"
         return f"{kind} {gain}, {100 * share:.0f} % found"
 
-    worst_first: Callable[[str], float] = lambda kind: -(told[kind]["left_out"] or {"value": 0})["value"]  # noqa: E731
-    return f"| {name} | " + "; ".join(cell(kind) for kind in sorted(told, key=worst_first)) + " |"
+    return f"| {name} | " + "; ".join(map(cell, told)) + " |"
 
 
 if __name__ == "__main__":
