@@ -61,8 +61,7 @@ def answered(run: Run, sql: str, view: str | None = None) -> Iterator[Answer]:
                 raise ConfigError("give one SELECT: a query reads a run, and nothing more")
             rows = pa.RecordBatchReader.from_stream(opened.connection.sql(sql))
             yield Answer(_renamed(rows), deciding)
-        except (duckdb.Error, pa.ArrowException) as error:
-            # Arrow hands on what goes wrong while the rows are read.
+        except duckdb.Error as error:
             raise ConfigError(_explained(run, opened, str(error), asked)) from error
 
 
@@ -96,7 +95,16 @@ def _renamed(rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
             n += 1
         names.append(distinct)
     fields = [field.with_name(name) for field, name in zip(rows.schema, names, strict=True)]
-    return pa.RecordBatchReader.from_batches(pa.schema(fields), (batch.rename_columns(names) for batch in rows))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in rows:
+                yield batch.rename_columns(names)
+        except (OSError, pa.ArrowException) as error:
+            # A statement may fail only when some rows are out: Arrow hands that on as if a file could not be read.
+            raise duckdb.Error(str(error)) from error
+
+    return pa.RecordBatchReader.from_batches(pa.schema(fields), batches())
 
 
 def _explained(run: Run, opened: tables.Database, message: str, asked: list[str]) -> str:

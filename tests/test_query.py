@@ -148,10 +148,14 @@ def test_a_name_that_is_no_name_does_nothing_to_the_terminal(stream: type[io.Str
     assert "[red]plain[/red]" in out.getvalue()
 
 
-def test_what_fails_on_the_way_leaves_no_file(curated_run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out" / "rows.csv"
+@pytest.mark.parametrize("rows_before", [0, 2_000_000])  # DuckDB says it at once, or when rows have been read
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_what_fails_on_the_way_leaves_no_file(
+    form: str, rows_before: int, curated_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out" / f"rows.{form}"
     out.parent.mkdir()
-    sql = "SELECT CASE WHEN key < 'c' THEN 1 ELSE key::INT END FROM samples"
+    sql = f"SELECT CASE WHEN n < {rows_before} THEN 1 ELSE key::INT END FROM samples, range({rows_before} + 1) AS r(n)"
     assert "INT32" in answer("query", curated_run, sql, "--out", out, code=2)
     assert list(out.parent.iterdir()) == []
 
