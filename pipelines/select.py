@@ -72,8 +72,9 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     min_severity: float = Field(default=0, ge=0, le=1, description="candidates of lower severity are not used")
     gates: tuple[Gate, ...] = ()
-    unrestored: Literal["keep", "drop"] = Field(
-        default="keep", description="a damaged sample without a candidate that passes: its original"
+    damaged: Literal["restore_or_drop", "restore_or_keep", "drop"] = Field(
+        default="restore_or_drop",
+        description="what a damaged sample becomes: its candidate; if none passes, nothing or what it was. Or nothing",
     )
     duplicates: Literal["keep", "drop_exact", "drop_near", "keep_best"] = Field(
         default="keep", description="drop_*: all but the first of each group leave; keep_best: all but the best"
@@ -266,17 +267,7 @@ def decide(
         if after["status"] == "failed":
             rows.append(row)
             continue
-        unrestored = after["status"] == "kept_original" and after["reason"] != "clean"
-        if after["status"] == "restored":
-            if gate is None:
-                row |= {n: after[n] for n in schema.names(schema.LOCATION)} | {"origin": "restored", "reason": "passed"}
-            elif gate == "min_severity":
-                row |= {"status": "kept_original", "reason": "below_min_severity"}
-            else:
-                row |= {"status": "rejected", "reason": f"gate_{gate}"}
-                unrestored = True
-        if unrestored and policy.unrestored == "drop":
-            row |= {"status": "rejected", "origin": None}
+        row |= _outcome(after, gate, policy)
         dropped = _dropped(row, policy, best or {})
         if dropped is not None:
             row |= {"status": "rejected", "reason": dropped, "origin": None}
@@ -324,6 +315,31 @@ def _columns(source: pa.Table, restored: pa.Table, policy: Policy) -> list[Colum
     asked = [(gate, *QUANTITIES[gate.quantity]) for gate in policy.gates]
     margins = [gate.margin(formula(*(column(n) for n in names))) for gate, names, formula in asked]
     return [column("severity"), *margins]
+
+
+def _outcome(after: Row, gate: str | None, policy: Policy) -> Row:
+    """What the quality of a sample that did not fail makes of it: the view's columns that it decides on.
+
+    Args:
+        after: its row by ``schema.RESTORED``.
+        gate: the first that its candidate fails, as ``judge`` says.
+    """
+    if after["status"] == "kept_original" and after["reason"] == "clean":
+        return {}
+    if gate == "min_severity":
+        return {"status": "kept_original", "reason": "below_min_severity"}
+    if policy.damaged == "drop":
+        return {"status": "rejected", "reason": "damaged", "origin": None}
+    if after["status"] == "restored" and gate is None:
+        return {n: after[n] for n in schema.names(schema.LOCATION)} | {"origin": "restored", "reason": "passed"}
+    refused = {"status": "rejected", "reason": f"gate_{gate}"} if gate is not None else {}
+    leaves = {"status": "rejected", "origin": None} if policy.damaged == "restore_or_drop" else {}
+    return refused | leaves
+
+
+def left_out(row: Mapping[str, Any]) -> bool:
+    """Whether a view leaves a row out whatever its quality."""
+    return str(row["reason"]).split(":")[0] in ("duplicate_of", "too_small", "not_in_query")
 
 
 def _dropped(row: Row, policy: Policy, best: Mapping[str, str]) -> str | None:

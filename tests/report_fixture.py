@@ -25,7 +25,7 @@ STAGES = ("source", "restored", "view", "cleaned")
 POLICY = {
     "name": "default",
     "gates": [{"quantity": "severity_after", "max": 0.6}, {"quantity": "psnr_source", "min": 24.0}],
-    "unrestored": "keep",
+    "damaged": "restore_or_keep",
 }
 HOSTILE = '<script>alert("key")</script>\'"><img src=x onerror=alert(1)>&amp;.png'
 

@@ -280,7 +280,7 @@ def test_the_original_arm_is_the_source_as_it_came(run: Path, source: Path, targ
 
 def test_what_a_policy_dropped_is_not_exported(copy: Path, target: Path, tmp_path: Path) -> None:
     policy = tmp_path / "harsh.yaml"
-    policy.write_text("name: harsh\ngates: [{quantity: severity_drop, min: 0.99}]\nunrestored: drop\n")
+    policy.write_text("name: harsh\ngates: [{quantity: severity_drop, min: 0.99}]\ndamaged: restore_or_drop\n")
     curate("select", copy, "--policy", policy)
     export_to(copy, target, "folder", view="harsh")
     kept = {key for key, row in view_of(copy).items() if row["status"] != "restored"}

@@ -51,19 +51,20 @@ def write_source(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a truth and two views: ``held`` out a third, ``dropping`` copies and the rejected too."""
+    """A run with a truth and two views: ``held`` out a third, ``dropping`` copies and what was not restored too."""
     folder = write_source(tmp_path_factory.mktemp("proof"))
     run = folder / "run"
     options = ["--dataset", "folder", "--source", folder / "raw", "--truth", folder / "truth", "--run", run]
     curate("run", *options, "--shard-size", 7, "--workers", 0, "--until", "restore")
-    held = {"gates": GATES, "validation": 0.35}
+    held = {"gates": GATES, "validation": 0.35, "damaged": "restore_or_keep"}
     for policy in (
         held | {"name": "held"},
-        held | {"name": "dropping", "duplicates": "drop_exact", "unrestored": "drop"},
+        held | {"name": "dropping", "duplicates": "drop_exact", "damaged": "restore_or_drop"},
     ):
         (folder / "policy.yaml").write_text(yaml.safe_dump(policy))
         curate("select", run, "--policy", folder / "policy.yaml")
     curate("select", run)
+    curate("select", run, "--policy", "filter")
     return run
 
 
@@ -102,7 +103,7 @@ def test_each_arm_has_the_samples_that_it_should(run: Run, view: str) -> None:
     keys = {name: set(images.keys) for name, images in made(run, proof).items()}
     for name in WHOLE:
         assert keys[name] == set(usable), name
-    assert keys["cleaned"] == {key for key, row in usable.items() if row["origin"] is not None}
+    assert keys["cleaned"] == {k for k, row in usable.items() if not str(row["reason"]).startswith("duplicate_of")}
     assert (keys["cleaned"] == set(usable)) == (view == "held")
     assert keys["filter"] == good
     assert keys["combined"] == status["restored"] | (status["kept_original"] & good)
@@ -238,7 +239,7 @@ def test_what_can_be_made_passes(run: Run) -> None:
     ("proof", "message"),
     [
         (Proof(view="default"), "view default holds out 0 good samples, and a reference needs .*`validation: 0.1`"),
-        (Proof(), "has several views: default, dropping, held"),
+        (Proof(), "has several views: default, dropping, filter, held"),
         (Proof(view="none"), "no view 'none'"),
         (Proof(view="held", arms=("original", "filter"), severe_from=0.0, reference="x"), "x does not exist"),
     ],
@@ -246,6 +247,14 @@ def test_what_can_be_made_passes(run: Run) -> None:
 def test_what_cannot_be_made_is_said_before_anything_is_trained(run: Run, proof: Proof, message: str) -> None:
     with pytest.raises(CurateError, match=message):
         check_arms(run, proof)
+
+
+@pytest.mark.parametrize("arm", ["cleaned", "combined"])
+def test_a_view_that_restores_nothing_makes_no_arm_that_does(run: Run, arm: ArmName) -> None:
+    proof = Proof(arms=("original", arm), view="filter", reference=run.url("views", "held.parquet"))
+    with pytest.raises(ConfigError, match=f"view filter restores nothing, so arm {arm} would not either"):
+        check_arms(run, proof)
+    check_arms(run, proof.model_copy(update={"arms": ("original", "filter")}))
 
 
 def test_an_arm_without_samples_or_without_a_class_is_refused(run: Run) -> None:

@@ -79,8 +79,10 @@ def test_too_few_images_have_no_interval_and_the_order_of_the_keys_does_not_matt
 def test_it_is_said_which_is_ahead() -> None:
     about = {"figure": "FD", "detector": "d", "reference": "held-out", "resolution": 32}
     dropping = said(about | asdict(weighed(0, 20_000)) | {"of": 20_000})
-    assert "FD" in dropping and "dropping is ahead by" in dropping and "this one has 20,000" in dropping
-    assert "restoring is ahead by" in said(about | asdict(weighed(0, 400, remains=0)) | {"of": 400})
+    assert (
+        "FD" in dropping and "dropping (policy `filter`) is ahead by" in dropping and "this one has 20,000" in dropping
+    )
+    assert "restoring (policy `default`) is ahead by" in said(about | asdict(weighed(0, 400, remains=0)) | {"of": 400})
     even = (
         about
         | asdict(weighed(0, 100))

@@ -150,9 +150,7 @@ def test_a_name_that_is_no_name_does_nothing_to_the_terminal(stream: type[io.Str
 
 @pytest.mark.parametrize("rows_before", [0, 2_000_000])  # DuckDB says it at once, or when rows have been read
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_what_fails_on_the_way_leaves_no_file(
-    form: str, rows_before: int, curated_run: Path, tmp_path: Path
-) -> None:
+def test_what_fails_on_the_way_leaves_no_file(form: str, rows_before: int, curated_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / f"rows.{form}"
     out.parent.mkdir()
     sql = f"SELECT CASE WHEN n < {rows_before} THEN 1 ELSE key::INT END FROM samples, range({rows_before} + 1) AS r(n)"

@@ -95,7 +95,7 @@ def test_webdataset_ray_and_hugging_face_read_the_product(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets
 
-    rows = {r["key"]: r for r in cleaned(finished).to_pylist()}
+    rows = {r["key"]: r for r in cleaned(finished).to_pylist() if r["origin"] is not None}
     tars = sorted(str(p) for p in (finished / "cleaned").glob("*.tar"))
     plain = {s["__key__"]: s for s in wds.WebDataset(tars, shardshuffle=False)}
     by_ray = {s["__key__"]: s for s in ray.data.read_webdataset(tars, decoder=None).take_all()}
@@ -134,7 +134,7 @@ def test_another_policy_restores_nothing_again(source: Path, tmp_path: Path) -> 
     run_folder(source, root)
     first = hashes(root)
     policy = tmp_path / "harsh.yaml"
-    policy.write_text("name: harsh\ngates: [{quantity: severity_drop, min: 0.99}]\nunrestored: drop\n")
+    policy.write_text("name: harsh\ngates: [{quantity: severity_drop, min: 0.99}]\ndamaged: restore_or_drop\n")
     run_folder(source, root, "--policy", policy)
     second = hashes(root)
     assert {k: v for k, v in first.items() if not k.startswith("cleaned/")} == {
@@ -158,7 +158,7 @@ def test_a_bad_restorers_candidates_are_refused_each_by_a_gate(source: Path, tmp
     candidates = [r for r in rows if r["status"] != "kept_original"]
     assert len(rows) == 36 and len(candidates) >= 9 and len(refused) >= 0.95 * len(candidates)
     assert {r["gate"] for r in refused} <= set(QUANTITIES) and all(r["margin"] < 0 for r in refused)
-    assert all(r["reason"] == f"gate_{r['gate']}" and r["origin"] == "source" for r in refused)
+    assert all(r["reason"] == f"gate_{r['gate']}" and r["origin"] is None for r in refused)
     run = rundir.read(str(tmp_path / "run"))
     tried = [r for s in run.shards() for r in shards.read_rows(run.url("restored/round1"), s).to_pylist()]
     assert sum(r["nbytes"] is not None for r in tried) == len(candidates), "rejected candidates are kept for audit"
@@ -200,7 +200,7 @@ def test_passes_end_at_a_floor_of_identity(tmp_path: Path, weights: Path, data: 
         run_folder(tmp_path / "in", root, "--faces", "mobilefacenet", "--set", f"restore.identity={floor}")
         stops[floor] = [(r["status"], r["stop"], r["identity_cosine"] is None) for r in cleaned(root).to_pylist()]
     assert all(status != "kept_original" for status, _, _ in stops[-3.0])
-    assert stops[0.999] == [("kept_original", "identity", True)] * 4
+    assert stops[0.999] == [("rejected", "identity", True)] * 4
     output = curate("run", "--dataset", "folder", "--source", tmp_path / "in", "--run", tmp_path / "other",
                     "--workers", 0, "--faces", "off", "--set", "restore.identity=0", code=2)  # fmt: skip
     assert "needs a face model" in output and not (tmp_path / "other").exists()

@@ -64,7 +64,7 @@ def test_a_candidate_that_passes_is_taken_with_its_smallest_margin() -> None:
     ],
 )
 def test_the_first_gate_that_fails_is_the_reason(evidence: dict[str, float], gate: str, margin: float) -> None:
-    row = decided(Policy(name="p", gates=GATES), **evidence)
+    row = decided(Policy(name="p", gates=GATES, damaged="restore_or_keep"), **evidence)
     assert (row["status"], row["gate"], row["reason"]) == ("rejected", gate, f"gate_{gate}")
     assert row["margin"] == pytest.approx(margin, abs=1e-6)
     assert (row["origin"], row["output_sha256"], row["offset"]) == ("source", "source", 512)
@@ -79,17 +79,24 @@ def test_the_first_gate_that_fails_is_the_reason(evidence: dict[str, float], gat
     ],
 )
 def test_what_is_damaged_and_not_restored_leaves_if_the_policy_says_so(evidence: dict[str, Any], reason: str) -> None:
-    stays = decided(Policy(name="p", gates=GATES), **evidence)
+    stays = decided(Policy(name="p", gates=GATES, damaged="restore_or_keep"), **evidence)
     assert (stays["origin"], stays["reason"]) == ("source", reason)
-    leaves = decided(Policy(name="p", gates=GATES, unrestored="drop"), **evidence)
-    assert (leaves["status"], leaves["reason"]) == ("rejected", reason)
-    assert leaves["origin"] is leaves["offset"] is leaves["output_sha256"] is None
+    for damaged, why in (("restore_or_drop", reason), ("drop", "damaged")):
+        leaves = decided(Policy.model_validate({"name": "p", "gates": GATES, "damaged": damaged}), **evidence)
+        assert (leaves["status"], leaves["reason"]) == ("rejected", why)
+        assert leaves["origin"] is leaves["offset"] is leaves["output_sha256"] is None
+
+
+def test_what_is_damaged_leaves_with_a_good_candidate_too_if_the_policy_says_so() -> None:
+    row = decided(load_policy("filter"))
+    assert (row["status"], row["reason"], row["gate"], row["origin"]) == ("rejected", "damaged", None, None)
+    assert decided(load_policy("filter"), status="kept_original", reason="clean")["origin"] == "source"
 
 
 def test_what_is_not_damaged_never_leaves_for_not_being_restored() -> None:
     for policy in (
-        Policy(name="p", gates=GATES, unrestored="drop"),
-        Policy(name="p", gates=GATES, unrestored="drop", min_severity=0.9),
+        Policy(name="p", gates=GATES, damaged="drop"),
+        Policy(name="p", gates=GATES, damaged="drop", min_severity=0.9),
     ):
         assert decided(policy, status="kept_original", reason="clean")["origin"] == "source"
     assert decided(policy)["reason"] == "below_min_severity" and decided(policy)["origin"] == "source"
@@ -308,7 +315,7 @@ def test_every_quantity_is_made_of_columns_that_exist() -> None:
         assert set(columns) <= set(schema.CLEANED.names)
 
 
-@pytest.mark.parametrize("name", ["default", "strict"])
+@pytest.mark.parametrize("name", ["default", "filter", "strict"])
 def test_the_shipped_policies_load(name: str) -> None:
     assert load_policy(name).name == name
 

@@ -30,7 +30,7 @@ def test_the_digest_changes_with_whatever_is_committed_or_given_up(root: Path) -
         marker.write_bytes(content)
     url = run.url("views", "default.json")
     view = storage.read_json(url)
-    policy = {**POLICY, "unrestored": "drop"}
+    policy = {**POLICY, "damaged": "drop"}
     storage.write_json(view | {"policy": policy, "fingerprint": run.view_fingerprint(policy)}, url)
     found.add(status.digest(run))
     storage.write_json(view, url)

@@ -7,7 +7,7 @@ from typing import Final
 #: Arms, and what each is there for.
 ARMS: Final = {
     "original": "the source as it came",
-    "cleaned": "what the view decided on",
+    "cleaned": "restored where the gates agreed; the rest as it came",
     "combined": "restored where the gates agreed, left alone where nothing was wrong; the rest dropped",
     "null": "the original once more, with other seeds: what chance does",
     "placebo": "the original after an image operation that knows nothing of damage",

@@ -2,7 +2,7 @@
 
 All follow one view. Its validation split, and what any stage failed on, is in no arm; ``original``, ``null``,
 ``weighted``, ``placebo`` and ``pristine`` hold all other samples, so the same keys; ``cleaned`` those of them that the
-view keeps (all, unless it drops duplicates, small ones or the rejected); ``combined`` and ``filter`` fewer.
+view does not leave out whatever their quality, as duplicates; ``combined`` and ``filter`` fewer.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pipelines.exports.arm import Row
 from pipelines.exports.picture import Pixels, pixels_at
 from pipelines.image_sets import ImageSet, open_images
 from pipelines.proof.plan import SAME_IMAGES, ArmName, Proof, local_root
+from pipelines.select import left_out
 from pipelines.training_images import TrainingImages, prepare_images
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 #: Images under which a reference says little: Frechet distances want thousands, the neighbours' figures hundreds.
 LEAST_HELD_OUT: Final = 50
+_RESTORING: Final = ("cleaned", "combined")
 _BY_SEVERITY: Final = ("combined", "filter", "weighted")
 #: Arms whose images no one has read the severity of.
 _UNREAD: Final = ("placebo", "pristine")
@@ -57,6 +59,11 @@ def check_arms(run: Run, proof: Proof) -> None:
                 count += len(rows)
                 if name in _BY_SEVERITY:
                     _severities(run, shard)
+                if name in _RESTORING and any(row["reason"] == "damaged" for row in arm.view.decided(shard)):
+                    raise ConfigError(
+                        f"{run.root}: view {arm.view.view} restores nothing, so arm {name} would not either; decide by "
+                        f"another policy (`idm-curate select {run.root}`), name it as `view`, or leave the arm out"
+                    )
                 if name == "pristine":
                     _truths(run, shard, rows)
                 if proof.classes and (unlabelled := [row["key"] for row in rows if row["label"] is None]):
@@ -177,8 +184,8 @@ class _Arm:
         """The shard's samples, by key; split as the view says, and the bytes of the source's image or the view's."""
         rows = [row for row in self.view.decided(shard) if row["status"] != "failed"]
         if self.name == "cleaned":
-            return [row for row in rows if row["origin"] is not None]
-        if self.name in ("combined", "filter"):
+            rows = [row for row in rows if not left_out(row)]
+        elif self.name in ("combined", "filter"):
             severity = _severities(self.run, shard)
             good = {row["key"] for row in rows if (severity[row["key"]], row["key"]) < self.severe}
             if self.name == "combined":
@@ -190,7 +197,8 @@ class _Arm:
         places = shards.read_rows(self.run.url(rundir.SOURCE), shard, columns).to_pylist()
         as_it_came = {row["key"]: row | {"origin": "source"} for row in places}
         unread = {"severity": None} if self.name in _UNREAD else {}
-        return [row | as_it_came[row["key"]] | unread for row in rows]
+        keeps = self.name == "cleaned"
+        return [row if keeps and row["status"] == "restored" else row | as_it_came[row["key"]] | unread for row in rows]
 
     def check(self, shard: str, samples: Sequence[Row]) -> None:
         self.view.check(shard, samples)

@@ -163,7 +163,8 @@ def said(found: Mapping[str, Any]) -> str:
     if ahead["low"] is not None and ahead["low"] <= 0 <= ahead["high"]:
         text += "neither is shown to be ahead"
     else:
-        text += f"{'restoring' if ahead['value'] > 0 else 'dropping'} is ahead by {abs(ahead['value']):.3g}"
+        winner, policy = ("restoring", "default") if ahead["value"] > 0 else ("dropping", "filter")
+        text += f"{winner} (policy `{policy}`) is ahead by {abs(ahead['value']):.3g}"
     if ahead["low"] is None:
         text += " (too few images for an interval)"
     else:
