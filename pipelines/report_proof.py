@@ -80,6 +80,7 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
         "scored": sum(job.name in scored for job in planned),
         "headline": None,
         "said": [],
+        "over_filter": {"said": [], "gains": []},
         "gains": [],
         "others": [],
         "data": [],
@@ -92,10 +93,19 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
         return figures
     headline = measures[0]
     headline_gains = _in_order(gains(lines, planned, headline))
+    over_filter = [
+        gain
+        for gain in gains(lines, planned, headline, over=balance.DROPPING)
+        if balance.DROPPING in proof.arms and gain.arm == balance.RESTORING and gain.pairs
+    ]
     drawn = curves(lines, planned, headline)
     return figures | {
         "headline": asdict(headline),
         "said": [said(gain, headline) for gain in _worth_saying(headline_gains)],
+        "over_filter": {
+            "said": [said(gain, headline) for gain in over_filter],
+            "gains": [asdict(gain) for gain in over_filter],
+        },
         "gains": [asdict(gain) for gain in headline_gains],
         "others": [_other(lines, planned, measure) for measure in measures[1:]],
         "data": _own_data(lines, headline, [m for m in measures[1:] if m.figure == headline.figure]),
@@ -111,7 +121,8 @@ def _read(run: Run, name: str) -> dict[str, Any] | None:
 def said(gain: Gain, measure: Measure) -> str:
     """A gain as a sentence."""
     of = f"of {gain.trainer}" if gain.trainer else "over all trainers"
-    what = f"Trained on the {gain.arm} arm instead of the original, {measure.figure} {of}"
+    over = "the original" if gain.over == "original" else f"the {gain.over} arm"
+    what = f"Trained on the {gain.arm} arm instead of {over}, {measure.figure} {of}"
     if gain.relative is None:
         why = f"{len(gain.missing)} jobs are missing" if gain.missing else "figures have no ratio"
         return f"{what}: {gain.verdict} ({why})."

@@ -54,10 +54,25 @@ def test_a_gain_is_the_mean_difference_with_student_s_interval() -> None:
     found = one(gains(lines, jobs, FD), "cleaned")
     assert found.gain is not None and found.relative is not None
     half = 4.302652729749464 * 1 / math.sqrt(3)  # t of 2 degrees; differences 1, 2, 3
-    assert (found.gain.value, found.original, found.value, found.pairs) == (2, 12, 10, 3)
+    assert (found.gain.value, found.base, found.value, found.pairs) == (2, 12, 10, 3)
     assert (found.gain.low, found.gain.high) == (pytest.approx(2 - half), pytest.approx(2 + half))
     assert found.relative.value == pytest.approx(1 - ((9 / 10) * (10 / 12) * (11 / 14)) ** (1 / 3))
     assert found.verdict == NOT_SHOWN and found.bootstrap is None and found.recovery is None
+
+
+def test_an_arm_is_compared_with_any_other_and_judged_by_the_same_null() -> None:
+    lines, jobs = lines_of({
+        "original": {"a": [10, 12, 14]}, "combined": {"a": [9, 10, 11]}, "filter": {"a": [8, 8, 8]},
+        "null": {"a": [14, 12, 10]}, "pristine": {"a": [5, 5, 5]},
+    })  # fmt: skip
+    over_original, over_filter = (one(gains(lines, jobs, FD, over), "combined") for over in ("original", "filter"))
+    assert over_filter.gain is not None and over_original.gain is not None
+    assert (over_filter.over, over_filter.base, over_filter.value, over_filter.gain.value) == ("filter", 8, 10, -2)
+    assert over_filter.chance == over_original.chance is not None
+    assert over_filter.recovery is None and over_original.recovery is not None
+    swapped = one(gains(lines, jobs, FD, "combined"), "filter").gain
+    assert swapped is not None and swapped.low is not None and over_filter.gain.high == pytest.approx(-swapped.low)
+    assert {g.arm for g in gains(lines, jobs, FD, "filter")} == {"original", "combined", "null", "pristine"}
 
 
 @pytest.mark.parametrize(

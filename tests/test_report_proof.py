@@ -125,6 +125,15 @@ def test_what_is_said_names_the_interval_and_the_verdict(proved: Run, tmp_path: 
     assert html.count(NOT_SHOWN) > 2 and figures["proof"]["said"][0] in html.replace("&#39;", "'")
 
 
+def test_restoring_is_told_beside_dropping(proved: Run) -> None:
+    told = figures_of(Path(proved.root))["proof"]["over_filter"]["said"]
+    assert len(told) == 3 and told[2].startswith(
+        "Trained on the combined arm instead of the filter arm, FD-EffNet over all trainers changed by "
+    )
+    assert all("95 % interval" in sentence for sentence in told)
+    assert (Path(proved.root) / "report.html").read_text().count("instead of the filter arm") == 3
+
+
 def test_the_data_sets_own_distances_stand_beside_it(proved: Run) -> None:
     rows = {row["arm"]: row for row in figures_of(Path(proved.root))["proof"]["data"]}
     assert next(iter(rows)) == "original" and "null" not in rows

@@ -56,26 +56,29 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """An arm against the original.
+    """An arm against the original, or against another arm.
 
     Attributes:
+        over: the arm that it is compared with.
         trainer: None: all of them pooled, in ``relative`` alone, for their distances have no common unit.
         pairs: that both arms have, over all trainers.
-        original, value: means over these pairs.
+        base, value: means of ``over`` and of the arm over these pairs.
         gain: mean difference, positive where the arm is better.
-        relative: by how much the figure fell (or rose, where more is better), as a share of the original's: from the
+        relative: by how much the figure fell (or rose, where more is better), as a share of the other's: from the
             mean of the logarithms. None where a figure is not above zero.
         bootstrap: percentile interval of ``gain``, or of ``relative`` where pooled; from ``LEAST_BOOTSTRAP`` pairs on.
             With few pairs it is too narrow: the verdict goes by the t interval.
         chance: a gain of so many pairs is within plus and minus this in 95 % of all cases where nothing but seeds
             differs, as the null arm tells; in the unit that ``bootstrap`` is in.
+        recovery: of what pristine data gain over the original.
         missing: jobs without this figure: their pairs are left out.
     """
 
     arm: str
+    over: str
     trainer: str | None
     pairs: int
-    original: float | None
+    base: float | None
     value: float | None
     gain: Estimate | None
     relative: Estimate | None
@@ -118,26 +121,27 @@ def verdict_of(estimate: Estimate, chance: float | None) -> str:
 # ---- From the lines of metrics.jsonl
 
 
-def gains(lines: Iterable[Line], planned: Iterable[Job], measure: Measure) -> list[Gain]:
-    """Every arm's gain over ``original``: for each trainer in the plan's order, then pooled if there are several.
+def gains(lines: Iterable[Line], planned: Iterable[Job], measure: Measure, over: str = "original") -> list[Gain]:
+    """Every other arm's gain over one: for each trainer in the plan's order, then pooled if there are several.
 
     Args:
         lines: of metrics.jsonl; of several of one snapshot the last one counts.
         planned: all jobs of the proof.
         measure: which figure.
+        over: the arm that the others are compared with.
     """
     jobs = list(planned)
     last = _last_figures(lines, jobs, measure)
     trainers, arms = list(dict.fromkeys(j.trainer for j in jobs)), list(dict.fromkeys(j.arm for j in jobs))
     found: list[Gain] = []
     for arm in arms:
-        if arm == "original":
+        if arm == over:
             continue
         trained = [t for t in trainers if any(j.arm == arm and j.trainer == t for j in jobs)]
-        each = [_gain_of(arm, trainer, jobs, last, measure) for trainer in trained]
+        each = [_gain_of(arm, over, trainer, jobs, last, measure) for trainer in trained]
         found += each
         if len(trained) > 1:
-            found.append(_pooled(arm, each, last, measure))
+            found.append(_pooled(arm, over, each, last, measure))
     order = {trainer: i for i, trainer in enumerate(trainers)}
     return sorted(found, key=lambda g: order.get(g.trainer or "", len(order)))
 
@@ -191,44 +195,45 @@ def _last_figures(lines: Iterable[Line], jobs: Sequence[Job], measure: Measure) 
     return last
 
 
-def _gain_of(arm: str, trainer: str, jobs: Sequence[Job], last: _Last, measure: Measure) -> Gain:
-    of_original, of_arm = last.get(("original", trainer), {}), last.get((arm, trainer), {})
-    wanted = [j for j in jobs if j.trainer == trainer and j.arm in ("original", arm)]
+def _gain_of(arm: str, over: str, trainer: str, jobs: Sequence[Job], last: _Last, measure: Measure) -> Gain:
+    of_base, of_arm = last.get((over, trainer), {}), last.get((arm, trainer), {})
+    wanted = [j for j in jobs if j.trainer == trainer and j.arm in (over, arm)]
     missing = tuple(j.name for j in wanted if j.pair not in last.get((j.arm, trainer), {}))
-    pairs = sorted(of_original.keys() & of_arm.keys())
+    pairs = sorted(of_base.keys() & of_arm.keys())
     if not pairs:
-        return Gain(arm, trainer, 0, None, None, None, None, None, None, None, NOT_MEASURED, missing)
-    d = _differences(last, arm, trainer, measure, pairs)
-    logs = _log_ratios(last, arm, trainer, measure)
-    nulls = _differences(last, "null", trainer, measure)
+        return Gain(arm, over, trainer, 0, None, None, None, None, None, None, None, NOT_MEASURED, missing)
+    d = _differences(last, arm, over, trainer, measure, pairs)
+    logs = _log_ratios(last, arm, over, trainer, measure)
+    nulls = _differences(last, "null", "original", trainer, measure)
     chance = None if arm == "null" else chance_of_null([nulls] if len(nulls) else [], [len(pairs)])
     estimate = mean_interval(d)
     return Gain(
         arm=arm,
+        over=over,
         trainer=trainer,
         pairs=len(pairs),
-        original=float(np.mean([of_original[p] for p in pairs])),
+        base=float(np.mean([of_base[p] for p in pairs])),
         value=float(np.mean([of_arm[p] for p in pairs])),
         gain=estimate,
         relative=None if logs is None else _as_shares(mean_interval(logs), measure),
         bootstrap=bootstrap_interval([d]),
         chance=chance,
-        recovery=_recovery(arm, trainer, last, measure),
+        recovery=_recovery(arm, trainer, last, measure) if over == "original" else None,
         verdict=verdict_of(estimate, chance),
         missing=missing,
     )
 
 
-def _pooled(arm: str, each: Sequence[Gain], last: _Last, measure: Measure) -> Gain:
+def _pooled(arm: str, over: str, each: Sequence[Gain], last: _Last, measure: Measure) -> Gain:
     """Over trainers, as ratios. A trainer without a pair makes it impossible: the rest would be another question."""
     missing = tuple(name for gain in each for name in gain.missing)
     pairs = sum(gain.pairs for gain in each)
     trainers = [str(gain.trainer) for gain in each]
-    logs = [logs for t in trainers if (logs := _log_ratios(last, arm, t, measure)) is not None and len(logs)]
+    logs = [logs for t in trainers if (logs := _log_ratios(last, arm, over, t, measure)) is not None and len(logs)]
     if len(logs) < len(each):
         verdict = NOT_SHOWN if pairs else NOT_MEASURED
-        return Gain(arm, None, pairs, None, None, None, None, None, None, None, verdict, missing)
-    nulls = [n for t in trainers if (n := _log_ratios(last, "null", t, measure)) is not None and len(n)]
+        return Gain(arm, over, None, pairs, None, None, None, None, None, None, None, verdict, missing)
+    nulls = [n for t in trainers if (n := _log_ratios(last, "null", "original", t, measure)) is not None and len(n)]
     chance = None
     if arm != "null" and len(nulls) == len(logs):
         chance = chance_of_null(nulls, [len(group) for group in logs])
@@ -236,9 +241,10 @@ def _pooled(arm: str, each: Sequence[Gain], last: _Last, measure: Measure) -> Ga
     shares = None if spread is None else (_as_share(spread[0], measure), _as_share(spread[1], measure))
     return Gain(
         arm=arm,
+        over=over,
         trainer=None,
         pairs=pairs,
-        original=None,
+        base=None,
         value=None,
         gain=None,
         relative=_as_shares(estimate, measure),
@@ -250,22 +256,24 @@ def _pooled(arm: str, each: Sequence[Gain], last: _Last, measure: Measure) -> Ga
     )
 
 
-def _differences(last: _Last, arm: str, trainer: str, measure: Measure, pairs: Sequence[int] | None = None) -> Numbers:
-    """Gains of the pairs that arm and original have, positive where the arm is better."""
-    of_original, of_arm = last.get(("original", trainer), {}), last.get((arm, trainer), {})
-    pairs = sorted(of_original.keys() & of_arm.keys()) if pairs is None else pairs
+def _differences(
+    last: _Last, arm: str, over: str, trainer: str, measure: Measure, pairs: Sequence[int] | None = None
+) -> Numbers:
+    """Gains of the pairs that both arms have, positive where ``arm`` is better."""
+    of_base, of_arm = last.get((over, trainer), {}), last.get((arm, trainer), {})
+    pairs = sorted(of_base.keys() & of_arm.keys()) if pairs is None else pairs
     sign = -1 if measure.more_is_better else 1
-    return np.array([sign * (of_original[p] - of_arm[p]) for p in pairs], np.float64)
+    return np.array([sign * (of_base[p] - of_arm[p]) for p in pairs], np.float64)
 
 
-def _log_ratios(last: _Last, arm: str, trainer: str, measure: Measure) -> Numbers | None:
+def _log_ratios(last: _Last, arm: str, over: str, trainer: str, measure: Measure) -> Numbers | None:
     """The same of logarithms; None where a figure has none (kernel distances may be negative)."""
-    of_original, of_arm = last.get(("original", trainer), {}), last.get((arm, trainer), {})
-    pairs = sorted(of_original.keys() & of_arm.keys())
-    if any(of_original[p] <= 0 or of_arm[p] <= 0 for p in pairs):
+    of_base, of_arm = last.get((over, trainer), {}), last.get((arm, trainer), {})
+    pairs = sorted(of_base.keys() & of_arm.keys())
+    if any(of_base[p] <= 0 or of_arm[p] <= 0 for p in pairs):
         return None
     sign = -1 if measure.more_is_better else 1
-    return np.array([sign * math.log(of_original[p] / of_arm[p]) for p in pairs], np.float64)
+    return np.array([sign * math.log(of_base[p] / of_arm[p]) for p in pairs], np.float64)
 
 
 def _recovery(arm: str, trainer: str, last: _Last, measure: Measure) -> Recovery | None:
@@ -274,9 +282,8 @@ def _recovery(arm: str, trainer: str, last: _Last, measure: Measure) -> Recovery
     pairs = sorted(set.intersection(*map(set, shared)))
     if arm == "pristine" or not pairs:
         return None
-    return recovery_of(
-        _differences(last, arm, trainer, measure, pairs), _differences(last, "pristine", trainer, measure, pairs)
-    )
+    of_arm, of_pristine = (_differences(last, name, "original", trainer, measure, pairs) for name in (arm, "pristine"))
+    return recovery_of(of_arm, of_pristine)
 
 
 def _as_share(log_ratio: float, measure: Measure) -> float:

@@ -3,6 +3,7 @@
     IDM_DATA=... IDM_WEIGHTS=... python -m tests.benchmarks.proof prepare --out FOLDER --study NAME
     IDM_DATA=... IDM_WEIGHTS=... python -m tests.benchmarks.proof train   --out FOLDER --study NAME [--workers 0]
     python -m tests.benchmarks.proof results --out FOLDER --study NAME
+    python -m tests.benchmarks.proof table
 
 Photographs brought down to 32 pixels are near enough to pristine. Some are the training set, a share of them damaged
 with recorded seeds; the last ones are the reference. The restorer sees no truth: it is trained on other photographs, or
@@ -41,6 +42,7 @@ from pipelines.run import Outcome, execute, opened, resolve
 from pipelines.train_idm import train_idm
 from tests.benchmarks.figures import plain
 from tests.benchmarks.proof_plots import draw_curves, draw_samples
+from tests.benchmarks.proof_table import table_of
 
 SIDE: Final = 32
 #: The last images of every archive.
@@ -237,6 +239,25 @@ def results(out: Path, study: str, restorer: str) -> None:
     draw_curves(found, path.with_suffix(".svg"))
     draw_samples(run, found, path.with_suffix(".png"))
     click.echo(f"{path}: {found['scored']} of {found['jobs']} jobs")
+
+
+@main.command("table")
+def table() -> None:
+    """Print the figures that are beside this benchmark, and write them to ``results/proof.md``."""
+    parts = ["# Does cleaning make better generators?", (__doc__ or "").split("\n\n", 2)[2].strip()]
+    for path in sorted(RESULTS.glob("proof-*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        title = f"## {path.stem.removeprefix('proof-')}: {found['scored']} of {found['jobs']} jobs"
+        parts += [
+            title,
+            table_of(found),
+            *found["said"],
+            *found["over_filter"]["said"],
+            *filter(None, [found["balance"]]),
+        ]
+    text = "\n\n".join(parts) + "\n"
+    (RESULTS / "proof.md").write_text(text, encoding="utf-8")
+    click.echo(text)
 
 
 if __name__ == "__main__":
