@@ -11,7 +11,8 @@ from PIL import Image
 from manifests.errors import ConfigError
 from pipelines.measure import measure
 from pipelines.metrics.frechet import Statistics, distances_to, frechet_distance, statistics_of
-from pipelines.proof.influence import as_text, costs, distance_and_influence, kinds_of
+from pipelines.metrics.influence_function import distance_and_influence
+from pipelines.proof.influence import as_text, costs, kinds_of
 from tests.photographs import Pixels, blurred, crops, png
 
 D = 4
@@ -116,5 +117,7 @@ def test_planted_damage_is_told_by_its_kind_from_what_was_measured() -> None:
 def test_as_text_says_what_would_change() -> None:
     cost = {"value": 2.0, "low": 1.0, "high": 3.0}
     kind = {"kind": "blur", "images": 30, "share": 0.3, "left_out": cost, "restored": None}
-    found = {"figure": "FD", "reference": "held-out", "images": 100, "resolution": 32, "kinds": [kind]}
+    found = {"figure": "FD", "reference": "held-out", "images": 100, "of": 100, "resolution": 32, "kinds": [kind]}
     assert as_text(found)[1] == "blur            30 images, 30.0 %; without it -2 (-3 to -1)"
+    assert "100 images at 32 px" in as_text(found)[0]
+    assert "100 images drawn of 200 at 32 px" in as_text(found | {"of": 200})[0]

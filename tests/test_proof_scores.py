@@ -22,7 +22,7 @@ from pipelines.config import Resources
 from pipelines.evaluate import compare
 from pipelines.feature_sets import Sampling, features_of
 from pipelines.image_sets import open_images
-from pipelines.proof import balance, detectors, influence, scores
+from pipelines.proof import balance, detectors, drawn, influence, scores
 from pipelines.proof.measuring import SAMPLING, looked_at, score_sets
 from pipelines.proof.metrics import append_metrics, metrics_path, read_metrics
 from pipelines.proof.plan import External, Proof
@@ -313,10 +313,14 @@ def test_restoring_is_weighed_once_and_of_large_sets_a_part(
     monkeypatch.setattr(balance, "weigh", None)
     assert balance.balance(run, proof, HERE, [ColourDetector]) == weighed
     monkeypatch.undo()
-    monkeypatch.setattr(balance, "MOST", 12)
+    monkeypatch.setattr(drawn, "MOST", 12)
     part = balance.balance(run, proof, HERE, [ColourDetector])
     assert part is not None and (part["images"], part["of"]) == (12, 24)
     assert balance.said(part).startswith("Of 12 images that were drawn: ")
+    whole, some = influence.influence(run, proof, ["blur"], HERE, [ColourDetector]), drawn.draw(run, proof, arms)
+    assert (whole["images"], whole["of"]) == (12, 24)
+    chosen = set(some.keys["original"])
+    assert len(chosen) == 12 and all(set(some.keys[arm]) <= chosen for arm in arms)
     assert status.digest(run) != before, "a report says what is there now"
     monkeypatch.setattr(balance, "LEAST", 100)
     assert balance.balance(run, proof, HERE, [ColourDetector]) is None

@@ -19,15 +19,14 @@ from pipelines.config import Resources
 from pipelines.detectors import Features, OpenDetector
 from pipelines.metrics.extrapolation import slope
 from pipelines.metrics.frechet import Statistics
-from pipelines.proof.influence import delta_interval, distance_and_influence
-from pipelines.proof.intervals import Estimate
-from pipelines.proof.plan import ArmName, Proof, local_root, resolution_of
+from pipelines.metrics.influence_function import distance_and_influence
+from pipelines.proof.intervals import Estimate, delta_interval
+from pipelines.proof.plan import ArmName, Proof
 
 RESTORING: Final[ArmName] = "combined"
 DROPPING: Final[ArmName] = "filter"
 FILE: Final = "balance.json"
-#: Images of a set that are looked at, and that an arm has to be left with: its slope is that of its halves.
-MOST: Final = 50_000
+#: Images that an arm has to be left with: its slope is that of its halves.
 LEAST: Final = 4
 
 
@@ -100,7 +99,7 @@ def balance(
 ) -> dict[str, Any] | None:
     """Weigh a run's arms, by the first detector at the first trainer's resolution; also written to ``balance.json``.
 
-    Of a set of more than ``MOST`` images as many are drawn, the same of both arms: above that, numbers hardly matter.
+    Of a large set a part, as ``draw`` draws it.
 
     Returns:
         what is in ``balance.json``, which is not made again of the same images; None where the proof does not declare
@@ -111,41 +110,27 @@ def balance(
     """
     if not {RESTORING, DROPPING} <= set(proof.arms):
         return None
-    from pipelines.proof.arms import held_out, prepare_arm
     from pipelines.proof.detectors import detectors_of
+    from pipelines.proof.drawn import REFERENCE, draw
     from pipelines.proof.measuring import looked_at
-    from pipelines.proof.samples import reference_rows, some_rows
 
-    side, folder, url = resolution_of(proof, proof.trainers[0]), local_root(run) / "jobs" / "images", run.url(FILE)
-    total = len(prepare_arm(run, proof, "original", side).keys)
-    sets, keys = {"reference": reference_rows(run, held_out(run, proof), side)}, dict[str, list[str]]()
-    share = min(1, MOST / total)
-    for name in (RESTORING, DROPPING):
-        arm = prepare_arm(run, proof, name, side)
-        sets[name] = some_rows(arm, folder / f"{name}-{side}.npy", round(share * len(arm.keys)))
-        keys[name] = [arm.keys[row] for row in sets[name].rows or ()]
-        if len(keys[name]) < LEAST:
-            return None
+    url, drawn = run.url(FILE), draw(run, proof, [RESTORING, DROPPING])
+    keys = drawn.keys[RESTORING], drawn.keys[DROPPING]
+    if min(map(len, keys)) < LEAST:
+        return None
     open_one = (detectors or detectors_of(proof))[0]
     detector = open_one("cpu")
-    made_of = rundir.fingerprint(detector.name, detector.sha256, *(rows.identity() for rows in sets.values()))
+    made_of = rundir.fingerprint(detector.name, detector.sha256, *(rows.identity() for rows in drawn.sets.values()))
     if storage.exists(url) and (there := storage.read_json(url)).get("fingerprint") == made_of:
         return dict(there)
-    _, found = looked_at(run, sets, open_one, resources)
-    weighed = weigh(
-        found[RESTORING].features,
-        found[DROPPING].features,
-        (keys[RESTORING], keys[DROPPING]),
-        round(share * total),
-        found["reference"].statistics,
-    )
+    _, found = looked_at(run, drawn.sets, open_one, resources)
+    reference = found[REFERENCE].statistics
+    weighed = weigh(found[RESTORING].features, found[DROPPING].features, keys, drawn.images, reference)
     result = {
         "fingerprint": made_of,
         "figure": detector.frechet,
         "detector": detector.name,
-        "reference": proof.reference,
-        "resolution": side,
-        "of": total,
+        **drawn.described(proof),
         **asdict(weighed),
     }
     storage.write_json(result, url)

@@ -19,9 +19,10 @@ from manifests.errors import ConfigError
 from manifests.rundir import Run
 from pipelines.config import Resources
 from pipelines.detectors import Features, OpenDetector
-from pipelines.metrics.frechet import Statistics, distances_to, root_of, statistics_of
-from pipelines.proof.intervals import Estimate
-from pipelines.proof.plan import Proof, local_root, resolution_of
+from pipelines.metrics.frechet import Statistics, distances_to, statistics_of
+from pipelines.metrics.influence_function import distance_and_influence
+from pipelines.proof.intervals import Estimate, delta_interval
+from pipelines.proof.plan import Proof
 
 #: Kind => the measures of the manifests that show it, each with 1 where more is worse, -1 where less is.
 KINDS: Final[dict[str, tuple[tuple[str, int], ...]]] = {
@@ -34,8 +35,6 @@ KINDS: Final[dict[str, tuple[tuple[str, int], ...]]] = {
 STANDS_OUT: Final = 2.0
 #: Random subsets that leaving a kind out is compared with.
 CONTROLS: Final = 5
-#: Images that an interval needs, by the number of features: with fewer a covariance is next to singular.
-LEAST_BY_DIMENSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +53,6 @@ class Cost:
     share: float
     left_out: Estimate | None
     restored: Estimate | None
-
-
-# ---- Distances and their derivatives
 
 
 def costs(
@@ -114,42 +110,6 @@ def _left_out(
         influence = of_whole.copy()
         influence[~chosen] -= of_rest * (number / rest)
     return delta_interval(float(controls.mean()) - without, influence, float(controls.var(ddof=1)) / CONTROLS)
-
-
-def distance_and_influence(features: Features, reference: Statistics) -> tuple[float, npt.NDArray[np.float64] | None]:
-    """Frechet distance, and each image's influence on it: its derivative by the image's weight, N, of mean zero.
-
-    d/de at e = 0 of the distance of (1 - e) P + e x, with D = I - S_r^1/2 (S_r^1/2 S S_r^1/2)^-1/2 S_r^1/2:
-    2 (m - m_r).(x - m) + (x - m)^T D (x - m) - tr(D S). None with fewer than ``LEAST_BY_DIMENSION`` images a feature.
-    """
-    ours, root = statistics_of(features), root_of(reference)
-    inner = root @ ours.covariance @ root
-    values, vectors = np.linalg.eigh(inner)
-    values = values.clip(0)
-    offset = ours.mean - reference.mean
-    traces = float(np.trace(ours.covariance) + np.trace(reference.covariance))
-    distance = max(float(offset @ offset) + traces - 2 * float(np.sqrt(values).sum()), 0.0)
-    if len(features) < LEAST_BY_DIMENSION * features.shape[1]:
-        return distance, None
-    # What is zero but for rounding has no derivative, and no part in it.
-    inverse = np.where(values > values[-1] * 1e-10, 1 / np.sqrt(np.maximum(values, 1e-300)), 0.0)
-    half = root @ vectors
-    derivative = np.eye(len(root)) - (half * inverse) @ half.T
-    x = features.astype(np.float64) - ours.mean
-    influence = 2 * x @ offset + np.einsum("nd,nd->n", x @ derivative, x)
-    return distance, influence - influence.mean()
-
-
-def delta_interval(value: float, influence: npt.NDArray[np.float64] | None, more: float = 0.0) -> Estimate:
-    """A value and its 95 % interval by the delta method: of the images' influences, N; without these there is none.
-
-    Args:
-        more: variance that comes on top.
-    """
-    if influence is None:
-        return Estimate(value, None, None)
-    half = 1.959964 * math.sqrt(float((influence**2).sum()) / len(influence) ** 2 + more)
-    return Estimate(value, value - half, value + half)
 
 
 # ---- Kinds, from the manifests
@@ -210,42 +170,30 @@ def influence(
     """Measure what each kind of damage in a run costs; also written to ``influence.json``.
 
     By the first detector, at the first trainer's resolution, of the arms ``original`` and ``cleaned``, to the declared
-    reference.
+    reference. Of a large set a part, as ``draw`` draws it.
 
     Raises:
         ConfigError, RunError, SourceError: as ``score``; an unknown kind; features could not be had.
     """
-    from pipelines.proof.arms import held_out, prepare_arm, severe_from
+    from pipelines.proof.arms import severe_from
     from pipelines.proof.detectors import detectors_of
+    from pipelines.proof.drawn import REFERENCE, draw
     from pipelines.proof.measuring import looked_at
-    from pipelines.proof.samples import all_rows, reference_rows
 
-    side, folder = resolution_of(proof, proof.trainers[0]), local_root(run) / "jobs" / "images"
     severe = severe_from(run, proof)
-    original, cleaned = (prepare_arm(run, proof, arm, side) for arm in ("original", "cleaned"))
+    drawn = draw(run, proof, ["original", "cleaned"])
     measured = _measurements(run)
-    kinds = kinds_of([measured[key] for key in original.keys], ablate, severe)
-    sets = {
-        "reference": reference_rows(run, held_out(run, proof), side),
-        "original": all_rows(original, folder / f"original-{side}.npy"),
-        "cleaned": all_rows(cleaned, folder / f"cleaned-{side}.npy"),
-    }
-    detector, found = looked_at(run, sets, (detectors or detectors_of(proof))[0], resources)
+    kinds = kinds_of([measured[key] for key in drawn.keys["original"]], ablate, severe)
+    detector, found = looked_at(run, drawn.sets, (detectors or detectors_of(proof))[0], resources)
     features = found["original"].features
-    place = {key: i for i, key in enumerate(cleaned.keys)}
+    place = {key: i for i, key in enumerate(drawn.keys["cleaned"])}
     restored = features.copy()
-    for i, key in enumerate(original.keys):
+    for i, key in enumerate(drawn.keys["original"]):
         if key in place:
             restored[i] = found["cleaned"].features[place[key]]
-    told = costs(features, kinds, ablate, found["reference"].statistics, restored)
-    result = {
-        "figure": detector.frechet,
-        "detector": detector.name,
-        "reference": proof.reference,
-        "resolution": side,
-        "images": len(features),
-        "kinds": [asdict(cost) for cost in told],
-    }
+    told = costs(features, kinds, ablate, found[REFERENCE].statistics, restored)
+    result = {"figure": detector.frechet, "detector": detector.name, **drawn.described(proof)}
+    result["kinds"] = [asdict(cost) for cost in told]
     storage.write_json(result, run.url("influence.json"))
     return result
 
@@ -264,7 +212,8 @@ def _measurements(run: Run) -> dict[str, dict[str, Any]]:
 
 def as_text(found: Mapping[str, Any]) -> list[str]:
     """Lines for people."""
-    lines = [f"{found['figure']} to {found['reference']}, {found['images']} images at {found['resolution']} px"]
+    images = f"{found['images']} images" + (f" drawn of {found['of']}" if found["images"] < found["of"] else "")
+    lines = [f"{found['figure']} to {found['reference']}, {images} at {found['resolution']} px"]
     for kind in found["kinds"]:
         told = [f"{kind['kind']:<10} {kind['images']:>7} images, {100 * kind['share']:.1f} %"]
         for what, name in (("left_out", "without it"), ("restored", "restored")):

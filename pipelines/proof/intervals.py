@@ -1,4 +1,5 @@
-"""Means, ratios and what chance does, from few pairs: Student, Welch and Satterthwaite, Fieller, a bootstrap."""
+"""Means, ratios and what chance does, from few pairs: Student, Welch and Satterthwaite, Fieller, a bootstrap; and, from
+many images, the delta method."""
 
 from __future__ import annotations
 
@@ -49,6 +50,18 @@ def mean_interval(differences: Sequence[float] | Numbers) -> Estimate:
         return Estimate(float(d.mean()), None, None)
     half = _quantile(len(d) - 1) * float(d.std(ddof=1)) / math.sqrt(len(d))
     return Estimate(float(d.mean()), float(d.mean()) - half, float(d.mean()) + half)
+
+
+def delta_interval(value: float, influence: Numbers | None, more: float = 0.0) -> Estimate:
+    """A value and its 95 % interval by the delta method: of the images' influences, N; without these there is none.
+
+    Args:
+        more: variance that comes on top.
+    """
+    if influence is None:
+        return Estimate(value, None, None)
+    half = 1.959964 * math.sqrt(float((influence**2).sum()) / len(influence) ** 2 + more)
+    return Estimate(value, value - half, value + half)
 
 
 def pooled_interval(groups: Sequence[Numbers]) -> Estimate:
