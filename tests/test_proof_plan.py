@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,15 @@ def test_all_arms_of_a_pair_come_before_the_next_and_differ_in_their_arm_alone()
     assert {job.nimg for job in plan.jobs(Proof(nimg=7))} == {7}
     other = Proof(arms=("original", "weighted"), trainers=("mine",), external={"mine": EXTERNAL})  # type: ignore[dict-item]
     assert {job.arm for job in plan.jobs(other)} == {"original"}, "only a diffusion model of ours knows weights"
+
+
+def test_the_readme_s_trainers_are_a_declaration() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(proof:\n.*?)```", readme, re.DOTALL)
+    proof = Proof.model_validate(yaml.safe_load(block)["proof"])
+    assert isinstance(proof.nimg, dict)
+    assert proof.nimg.keys() == proof.external.keys() == set(proof.trainers) == {"stylegan3", "edm", "edm2"}
+    assert proof.nimg["edm2"] % 2**23 == 0, "edm2 keeps its network at these alone"
 
 
 @pytest.mark.parametrize(
