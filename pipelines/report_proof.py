@@ -136,9 +136,12 @@ def said(gain: Gain, measure: Measure) -> str:
 
 
 def scale(found: Mapping[str, Any] | None) -> float:
-    """The largest relative change that an interval of the table reaches, for its whiskers."""
+    """The largest relative change that an interval of the table reaches, for its whiskers.
+
+    At most 1, so that an interval of two pairs does not make points of all others.
+    """
     changes = [g["relative"] for g in (found["gains"] if found else ()) if g["relative"] is not None]
-    return max([0.01, *(abs(float(v)) for c in changes for v in c.values() if v is not None)])
+    return min(1.0, max([0.01, *(abs(float(v)) for c in changes for v in c.values() if v is not None)]))
 
 
 def plots(found: Mapping[str, Any] | None) -> list[Plot]:
