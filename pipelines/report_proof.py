@@ -96,7 +96,7 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
     over_filter = [
         gain
         for gain in gains(lines, planned, headline, over=balance.DROPPING)
-        if balance.DROPPING in proof.arms and gain.arm == balance.RESTORING and gain.pairs
+        if gain.arm == balance.RESTORING and gain.pairs
     ]
     drawn = curves(lines, planned, headline)
     return figures | {

@@ -190,15 +190,15 @@ class _Arm:
             good = {row["key"] for row in rows if (severity[row["key"]], row["key"]) < self.severe}
             if self.name == "combined":
                 # The rejected are dropped whatever their severity: something was wrong, and could not be mended.
-                wanted = {row["key"] for row in rows if row["status"] == "kept_original"} & good
-                return [row for row in rows if row["status"] == "restored" or row["key"] in wanted]
+                good -= {row["key"] for row in rows if row["status"] == "rejected"}
+                good |= {row["key"] for row in rows if row["status"] == "restored"}
             rows = [row for row in rows if row["key"] in good]
         columns = ["key", *schema.names(schema.LOCATION)]
         places = shards.read_rows(self.run.url(rundir.SOURCE), shard, columns).to_pylist()
         as_it_came = {row["key"]: row | {"origin": "source"} for row in places}
         unread = {"severity": None} if self.name in _UNREAD else {}
-        keeps = self.name == "cleaned"
-        return [row if keeps and row["status"] == "restored" else row | as_it_came[row["key"]] | unread for row in rows]
+        mended = {row["key"] for row in rows if self.name in _RESTORING and row["status"] == "restored"}
+        return [row if row["key"] in mended else row | as_it_came[row["key"]] | unread for row in rows]
 
     def check(self, shard: str, samples: Sequence[Row]) -> None:
         self.view.check(shard, samples)

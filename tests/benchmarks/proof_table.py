@@ -21,7 +21,7 @@ def table_of(found: Mapping[str, Any]) -> str:
         if measured:
             most = max(measured, key=lambda g: int(g["pairs"]))
             base = _number(most["base"])
-            rows.append((trainer, "original", _number(own["original"]), base, str(most["pairs"]), *("",) * 5))
+            rows.append((trainer, "original", _number(own.get("original")), base, str(most["pairs"]), *("",) * 5))
         for gain in measured:
             rows.append((
                 trainer, gain["arm"], _number(own.get(gain["arm"])), _number(gain["value"]), str(gain["pairs"]),
