@@ -14,6 +14,7 @@ from manifests.errors import ConfigError
 from manifests.rundir import Run
 from pipelines import tables
 from pipelines.query import answered
+from pipelines.select import NOT_IN_QUERY
 
 
 def save_view(run: Run, name: str, sql: str, view: str | None = None) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def _narrow(url: str, keys: set[str], staged: Path) -> tuple[Counter[str], Count
                 if row["key"] in keys:
                     unknown.discard(row["key"])
                 elif row["status"] != "failed":
-                    row |= {"status": "rejected", "reason": "not_in_query", "origin": None}
+                    row |= {"status": "rejected", "reason": NOT_IN_QUERY, "origin": None}
                     row |= {"offset": None, "nbytes": None, "output_sha256": None}
             writer.write_table(schema.table_from_rows(rows, schema.VIEW))
             counts.update(row["status"] for row in rows)

@@ -23,6 +23,9 @@ Column = np.ndarray[Any, np.dtype[np.float64]]
 Row = dict[str, Any]
 Split = Callable[[str, str | None], str | None]  # key, the dataset's own split -> split
 
+#: Reasons of what a view leaves out whatever its quality; the key that stays follows the first.
+DUPLICATE_OF, TOO_SMALL, NOT_IN_QUERY = LEFT_OUT = ("duplicate_of", "too_small", "not_in_query")
+
 #: What a gate can ask of a candidate, from the columns of its row: name -> (columns, formula). Units are the columns'.
 QUANTITIES: dict[str, tuple[tuple[str, ...], Callable[..., Column]]] = {
     # 1 the very same face, 0 as alike as the face model asks of one person, below 0 another: for every model alike.
@@ -339,7 +342,7 @@ def _outcome(after: Row, gate: str | None, policy: Policy) -> Row:
 
 def left_out(row: Mapping[str, Any]) -> bool:
     """Whether a view leaves a row out whatever its quality."""
-    return str(row["reason"]).split(":")[0] in ("duplicate_of", "too_small", "not_in_query")
+    return str(row["reason"]).split(":")[0] in LEFT_OUT
 
 
 def _dropped(row: Row, policy: Policy, best: Mapping[str, str]) -> str | None:
@@ -350,7 +353,7 @@ def _dropped(row: Row, policy: Policy, best: Mapping[str, str]) -> str | None:
     leaves = policy.duplicates in ("drop_near", "keep_best")
     leaves |= policy.duplicates == "drop_exact" and row["duplicate_kind"] == "exact"
     if leaves and stays not in (None, row["key"]):
-        return f"duplicate_of: {stays}"
+        return f"{DUPLICATE_OF}: {stays}"
     if min(row["width"], row["height"]) < policy.min_side:
-        return "too_small"
+        return TOO_SMALL
     return None
