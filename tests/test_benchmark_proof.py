@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from pipelines.datasets import open_dataset
+from pipelines.proof.metrics import append_metrics, metrics_path, read_metrics
 from tests.benchmarks import proof
 from tests.benchmarks.proof import SIDE, Study, write_images
 from tests.photographs import crops, png
+from tests.proof_fixture import write_run
 
 
 @pytest.fixture
@@ -56,3 +58,22 @@ def test_a_larger_share_and_set_hold_the_smaller_ones(archive: str, tmp_path: Pa
     assert all(np.array_equal(few[f"{key}.png"], many[f"{key}.png"]) for key in damaged[0])
     reference = [written(tmp_path / name / "held-out") for name in ("few", "many")]
     assert reference[0].keys() == reference[1].keys()
+
+
+def test_restorers_share_what_none_of_them_has_touched(tmp_path: Path) -> None:
+    first, second = (write_run(tmp_path / "runs" / f"faces-{restorer}") for restorer in proof.RESTORERS)
+    for arm in ("original", "combined"):
+        (job := Path(first.root) / "jobs" / f"{arm}-ddm-32-s0").mkdir(parents=True)
+        (job / "done.json").write_text("{}")
+    of_both = {"nimg": 1, "resolution": 32, "detector": "e", "figures": {}}
+    lines = [
+        of_both | {"job": f"{arm}-ddm-32-s0", "arm": arm, "reference": reference, "fingerprint": f"{arm}{reference}"}
+        for arm in ("original", "combined")
+        for reference in ("held-out", "cleaned")
+    ]
+    append_metrics(first, lines)
+    for _ in range(2):  # the second time there is nothing to do
+        proof.share_jobs(tmp_path, "faces")
+        assert [p.name for p in (Path(second.root) / "jobs").iterdir()] == ["original-ddm-32-s0"]
+        assert metrics_path(second).read_text().count("\n") == 1 and read_metrics(second) == lines[:1]
+        assert read_metrics(first) == lines

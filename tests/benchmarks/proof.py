@@ -36,6 +36,7 @@ from idm_core.restorer import to_images, to_tensor
 from idm_core.training import TrainConfig
 from manifests import rundir
 from pipelines import config as configuration
+from pipelines.proof.metrics import append_metrics, read_metrics
 from pipelines.report_proof import proof_figures
 from pipelines.rounds import Rounds, train_rounds
 from pipelines.run import Outcome, execute, opened, resolve
@@ -150,7 +151,8 @@ def restorer_of(out: Path, name: str, restorer: str) -> Path:
 
 def declaration(out: Path, name: str, restorer: str) -> dict[str, Any]:
     """What is proved of a study with a restorer: of the second one, with what is asked of it alone."""
-    declared = {"seeds": 3, "snapshots": 2, "samples": 2_000, "detectors": ["effnet-96"]} | dict(STUDIES[name].declared)
+    declared: dict[str, Any] = {"seeds": 3, "snapshots": 2, "samples": 2_000, "detectors": ["effnet-96"]}
+    declared |= STUDIES[name].declared
     if restorer == "extrinsic":
         declared["arms"] = [arm for arm in declared["arms"] if arm in (*WITHOUT_RESTORER, "combined", "filter")]
     return declared | {"reference": str(out / name / "held-out")}
@@ -172,16 +174,29 @@ def curated(out: Path, name: str, restorer: str, stages: tuple[str, ...], **reso
 
 
 def share_jobs(out: Path, name: str) -> None:
-    """Take over what another restorer's run has trained of the arms that no restorer has touched.
+    """Take over what another restorer's run has trained and measured of the arms that no restorer has touched.
 
-    A job knows its images and options by their fingerprints: one that is another is refused by ``retrain``.
+    A job knows its images and options by their fingerprints, and so does a figure: ``retrain`` refuses a job that is
+    another, and ``evaluate`` measures again.
     """
-    there = [out / "runs" / f"{name}-{restorer}" / "jobs" for restorer in RESTORERS]
-    for source, target in (there, there[::-1]):
-        for marker in sorted(source.glob("*/done.json")):
-            job = target / marker.parent.name
-            if target.parent.exists() and job.name.startswith(WITHOUT_RESTORER) and not job.exists():
+    runs = [out / "runs" / f"{name}-{restorer}" for restorer in RESTORERS]
+    if not all(run.exists() for run in runs):
+        return
+    for source, target in (runs, runs[::-1]):
+        for marker in sorted((source / "jobs").glob("*/done.json")):
+            job = target / "jobs" / marker.parent.name
+            if job.name.startswith(WITHOUT_RESTORER) and not job.exists():
                 shutil.copytree(marker.parent, job)
+        share_figures(rundir.read(str(source)), rundir.read(str(target)))
+
+
+def share_figures(source: rundir.Run, target: rundir.Run) -> None:
+    """Take over figures of the arms that no restorer has touched, to references that none has."""
+    there = {line["fingerprint"] for line in read_metrics(target)}
+    append_metrics(target, [
+        line for line in read_metrics(source)
+        if line["arm"] in WITHOUT_RESTORER and line["reference"] != "cleaned" and line["fingerprint"] not in there
+    ])  # fmt: skip
 
 
 @click.group(help=(__doc__ or "").split("\n")[0])
