@@ -27,6 +27,8 @@ Pixels = npt.NDArray[np.uint8]  # H W 3
 #: Rows of images of each sheet's cell.
 DOWN: Final = 2
 ENLARGED: Final = 2
+#: Arms stand beside each other, so that their seeds are seen: share of the run's length.
+_APART: Final = 0.008
 _MARGIN: Final = 104  # pixels for the row's name
 _GAP: Final = 8
 _TOP: Final = 22
@@ -43,12 +45,16 @@ def draw_curves(found: Mapping[str, Any], path: Path) -> None:
     )
     measure = found["headline"]["figure"]
     for (left, right), trainer in zip(axes, trainers, strict=True):
-        for curve in sorted((c for c in found["curves"] if c["trainer"] == trainer), key=_order):
+        drawn = sorted((c for c in found["curves"] if c["trainer"] == trainer), key=_order)
+        end = max(p["nimg"] for curve in drawn for p in curve["points"]) / 1000
+        for i, curve in enumerate(drawn):
             points, colour = curve["points"], COLOURS[curve["arm"]]
-            x = [p["nimg"] / 1000 for p in points]
+            x = [p["nimg"] / 1000 + i * _APART * end for p in points]
+            low, high = ([p[side] for p in points] for side in ("low", "high"))
             left.plot(x, [p["mean"] for p in points], color=colour, marker=".", label=curve["arm"])
-            left.fill_between(x, [p["low"] for p in points], [p["high"] for p in points], color=colour, alpha=0.15)
-        left.set(title=trainer, xlabel="thousand images trained on", ylabel=measure)
+            left.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
+            left.vlines(x, low, high, color=colour, linewidth=1)
+        left.set(title=trainer, xlabel="thousand images trained on", ylabel=measure, xlim=(0, 1.1 * end))
         left.legend(fontsize=7)
         gains = sorted((g for g in found["gains"] if g["trainer"] == trainer and g["gain"]), key=_order, reverse=True)
         for i, gain in enumerate(gains):
