@@ -17,7 +17,7 @@ from pipelines import page
 from pipelines.gallery import Picture
 from pipelines.histograms import round_ticks
 from pipelines.proof import balance
-from pipelines.proof.gain import Gain, Measure, curves, data_recovery, gains
+from pipelines.proof.gain import GAIN, LOSS, Gain, Measure, curves, data_recovery, gains
 from pipelines.proof.metrics import read_metrics
 from pipelines.proof.plan import ARMS, Job, Proof, jobs, read
 
@@ -73,7 +73,7 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
     figures: dict[str, Any] = {
         "arms": {arm: ARMS[arm] for arm in proof.arms},
         "trainers": list(proof.trainers),
-        "seeds": proof.seeds,
+        "seeds": {trainer: proof.seeds_of(trainer) for trainer in proof.trainers},
         "samples": proof.samples,
         "reference": proof.reference,
         "jobs": len(planned),
@@ -132,7 +132,9 @@ def said(gain: Gain, measure: Measure) -> str:
         return f"{text}; a single pair has no interval: {gain.verdict}."
     ends = sorted(sign * 100 * v for v in (gain.relative.low, gain.relative.high))
     interval = f"95 % interval {page.number(ends[0], 1)} to {page.number(ends[1], 1)}"
-    return f"{text} ({interval}; {gain.pairs} pairs): {gain.verdict}."
+    alone = gain.arm != "null" and gain.chance is None and gain.verdict in (GAIN, LOSS)
+    weighed = ", not weighed against what seeds alone do: there is no null arm" if alone else ""
+    return f"{text} ({interval}; {gain.pairs} pairs): {gain.verdict}{weighed}."
 
 
 def scale(found: Mapping[str, Any] | None) -> float:

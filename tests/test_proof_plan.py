@@ -106,8 +106,11 @@ def test_it_is_declared_once_and_only_seeds_may_grow(run: Run) -> None:
         with pytest.raises(ConfigError, match=r"declared otherwise: (seeds|samples|arms)"):
             plan.declare(run, another)
     assert plan.read(run) == proof
-    plan.declare(run, Proof(seeds=5))
-    assert plan.read(run) == Proof(seeds=5)
+    for more in ({"gan-32": 4, "ddm-32": 3}, {"gan-32": 5, "ddm-32": 3}, 5):
+        plan.declare(run, Proof(seeds=more))
+        assert plan.read(run) == Proof(seeds=more)
+    with pytest.raises(ConfigError, match=r"declared otherwise: seeds"):
+        plan.declare(run, Proof(seeds={"gan-32": 9, "ddm-32": 4}))
     storage.write_json({"seeds": "many"}, run.url("jobs", "proof.json"))
     with pytest.raises(RunError, match="seeds"):
         plan.read(run)
@@ -168,13 +171,16 @@ def test_a_dry_run_tells_all_jobs_and_touches_nothing(curated_run: Path) -> None
         return {p: p.stat().st_mtime_ns for p in curated_run.rglob("*")}
 
     before = stamps()
-    options = ["--arm", "original", "--arm", "null", "--seeds", 3, "--nimg", "ddm-32=5000", "--nimg", "gan-32=700"]
+    options = ["--arm", "original", "--arm", "null", "--seeds", "ddm-32=3", "--seeds", "gan-32=2"]
+    options += ["--nimg", "ddm-32=5000", "--nimg", "gan-32=700"]
     said = curate("retrain", curated_run, *options, "-n")
     assert "ddm-32: 6 jobs, 0 done; 5,000 images each; arms original, null; 3 seeds" in said
-    assert "gan-32: 6 jobs, 0 done; 700 images each" in said and "GB in jobs/" in said
+    assert "gan-32: 4 jobs, 0 done; 700 images each; arms original, null; 2 seeds" in said and "GB in jobs/" in said
     assert stamps() == before
     for wrong, words in (
         (["--nimg", "many"], "expected one number, or TRAINER=N"),
+        (["--seeds", "many"], "--seeds many: expected one number, or TRAINER=N"),
+        (["--seeds", "0"], "proof.seeds"),
         (["--nimg", "ddm-32=5", "--nimg", "7"], "expected one number, or TRAINER=N"),
         (["--trainer", "ddm-99"], "ddm-99"),
         (["--arm", "cleaned"], "every gain is over `original`"),

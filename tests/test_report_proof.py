@@ -125,6 +125,15 @@ def test_what_is_said_names_the_interval_and_the_verdict(proved: Run, tmp_path: 
     assert html.count(NOT_SHOWN) > 2 and figures["proof"]["said"][0] in html.replace("&#39;", "'")
 
 
+def test_a_verdict_that_no_null_arm_weighs_says_so(proved: Run, tmp_path: Path) -> None:
+    without = tuple(arm for arm in PROOF.arms if arm != "null")
+    run = write_proof(tmp_path / "without", PROOF.model_copy(update={"arms": without}))
+    said = figures_of(Path(run.root))["proof"]["said"]
+    assert said[1].endswith("10 pairs): gain, not weighed against what seeds alone do: there is no null arm.")
+    pages = [(Path(r.root) / "report.html").read_text() for r in (proved, run)]
+    assert ["what seeds alone do is not known" in text for text in pages] == [False, True]
+
+
 def test_restoring_is_told_beside_dropping(proved: Run) -> None:
     told = figures_of(Path(proved.root))["proof"]["over_filter"]["said"]
     assert len(told) == 3 and told[2].startswith(

@@ -13,7 +13,8 @@ from pipelines.cli.options import address_option, config_options, dotted, dry_ru
 from pipelines.proof import ARMS
 
 #: Of ``retrain``, under the names that the declaration has for them.
-PROOF_OPTIONS: Final = ("arms", "trainers", "seeds", "snapshots", "classes", "reference", "samples")
+PROOF_OPTIONS: Final = ("arms", "trainers", "snapshots", "classes", "reference", "samples")
+_EACH: Final = "N|TRAINER=N"
 
 
 @click.command()
@@ -22,8 +23,8 @@ PROOF_OPTIONS: Final = ("arms", "trainers", "seeds", "snapshots", "classes", "re
 @click.option(
     "--trainer", "trainers", multiple=True, metavar="NAME", help="A preset, or of proof.external; repeatable."
 )
-@click.option("--seeds", type=click.IntRange(min=1), help="Runs of each arm and trainer; may grow later.")
-@click.option("--nimg", multiple=True, metavar="N|TRAINER=N", help="Images that a job sees, of all trainers or of one.")
+@click.option("--seeds", multiple=True, metavar=_EACH, help="Runs of each arm, with all trainers or one; may grow.")
+@click.option("--nimg", multiple=True, metavar=_EACH, help="Images that a job sees, of all trainers or of one.")
 @click.option("--snapshots", type=click.IntRange(min=1), help="Of each job, to be scored.")
 @click.option("--classes", is_flag=True, default=None, help="Class-conditional, by the samples' labels.")
 @click.option("--reference", metavar="held-out|SET", help="The images that samples should be like.")
@@ -54,20 +55,21 @@ def retrain(root: str, dry_run: bool, config_file: Path | None, overrides: tuple
     """
     workers = options.pop("workers")
     proof = {f"proof.{name}": options.pop(name) or None for name in PROOF_OPTIONS}
-    proof |= {"proof.nimg": _nimg(options.pop("nimg")), "proof.workers": workers or None}
+    proof |= {f"proof.{name}": _by_trainer(name, options.pop(name)) for name in ("seeds", "nimg")}
+    proof["proof.workers"] = workers or None
     options["workers"] = 0 if workers == 0 else None
     resume(root, ("retrain",), proof | dotted(options), dry_run, False, config_file, overrides)
 
 
-def _nimg(values: tuple[str, ...]) -> int | dict[str, int] | None:
-    """One length, or one by trainer."""
+def _by_trainer(name: str, values: tuple[str, ...]) -> int | dict[str, int] | None:
+    """One number, given again the last one, as of any option; or one by trainer."""
     try:
-        if len(values) == 1 and "=" not in values[0]:
-            return int(values[0])
-        lengths = {trainer: int(n) for trainer, _, n in (value.partition("=") for value in values)}
+        if values and not any("=" in value for value in values):
+            return int(values[-1])
+        numbers = {trainer: int(n) for trainer, _, n in (value.partition("=") for value in values)}
     except ValueError:
-        raise ConfigError(f"--nimg {' '.join(values)}: expected one number, or TRAINER=N for each trainer") from None
-    return lengths or None
+        raise ConfigError(f"--{name} {' '.join(values)}: expected one number, or TRAINER=N for each trainer") from None
+    return numbers or None
 
 
 @click.command()

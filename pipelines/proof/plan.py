@@ -73,7 +73,9 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
 
     arms: tuple[ArmName, ...] = ("original", "cleaned", "combined", "filter", "null")
     trainers: tuple[str, ...] = Field(default=("ddm-32", "gan-32"), description="presets, or names of `external`")
-    seeds: int = Field(default=5, ge=1, description="runs of each arm and trainer")
+    seeds: PositiveInt | dict[str, PositiveInt] = Field(
+        default=5, description="runs of each arm and trainer; or of each trainer, 5 where it is not named"
+    )
     nimg: PositiveInt | dict[str, PositiveInt] = Field(
         default=1_000_000, description="images that a job sees; or of each trainer, 1,000,000 where it is not named"
     )
@@ -114,9 +116,8 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
         for name in self.trainers:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
                 raise ValueError(f"trainers: {name!r} is no name; jobs' folders are called by it")
-        lengths = self.nimg if isinstance(self.nimg, dict) else {}
-        for name, named in (("external", self.external), ("nimg", lengths)):
-            if unused := sorted(set(named) - set(self.trainers)):
+        for name, named in (("external", self.external), ("nimg", self.nimg), ("seeds", self.seeds)):
+            if isinstance(named, dict) and (unused := sorted(set(named) - set(self.trainers))):
                 raise ValueError(f"{name}.{unused[0]} is not among the trainers")
         return self
 
@@ -124,11 +125,17 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
         """Images that each job of a trainer sees."""
         return self.nimg.get(trainer, DEFAULT_NIMG) if isinstance(self.nimg, dict) else self.nimg
 
+    def seeds_of(self, trainer: str) -> int:
+        """Runs of each arm with a trainer."""
+        return self.seeds.get(trainer, DEFAULT_SEEDS) if isinstance(self.seeds, dict) else self.seeds
+
 
 #: Arms with the very images of another one.
 SAME_IMAGES: Final[dict[ArmName, ArmName]] = {"null": "original", "weighted": "original"}
 #: Images that a job sees where the declaration says nothing.
 DEFAULT_NIMG: Final = 1_000_000
+#: Runs of an arm and trainer where it says nothing.
+DEFAULT_SEEDS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +165,9 @@ class Job:
 def jobs(proof: Proof) -> Iterator[Job]:
     """All jobs, a pair of all arms after the other: who stops early has whole pairs. GANs have no ``weighted`` arm."""
     learn_above_noise = _diffusion_models(proof) if "weighted" in proof.arms else ()
-    for pair in range(proof.seeds):
+    for pair in range(max(map(proof.seeds_of, proof.trainers))):
         for trainer in proof.trainers:
-            for arm in proof.arms:
+            for arm in proof.arms if pair < proof.seeds_of(trainer) else ():
                 if arm == "weighted" and trainer not in learn_above_noise:
                     continue
                 seed = pair + 10_000 if arm == "null" else pair
@@ -204,11 +211,12 @@ def declare(run: Run, proof: Proof) -> None:
     url = run.url("jobs", "proof.json")
     declared = proof.model_dump(mode="json")
     if storage.exists(url):
-        there = read(run).model_dump(mode="json")
-        different = rundir.differing_keys(there, declared)
-        if declared["seeds"] >= there["seeds"]:
-            different = rundir.differing_keys(there | {"seeds": declared["seeds"]}, declared)
-        if different:
+        first = read(run)
+        there = first.model_dump(mode="json")
+        may_be = there
+        if all(proof.seeds_of(trainer) >= first.seeds_of(trainer) for trainer in first.trainers):
+            may_be = there | {"seeds": declared["seeds"]}
+        if different := rundir.differing_keys(may_be, declared):
             raise ConfigError(
                 f"{url}: this run's proof was declared otherwise: {'; '.join(different)}. Keep to it, or prove it in "
                 "another run directory; only `seeds` may grow"

@@ -162,7 +162,7 @@ def described(proof: Proof, run: Run | None, images: int | None) -> list[str]:
         done = 0 if run is None else sum(is_done(run, job) for job in jobs)
         lines.append(
             f"{trainer}: {len(jobs)} jobs, {done} done; {jobs[0].nimg:,} images each; arms "
-            f"{', '.join(dict.fromkeys(job.arm for job in jobs))}; {proof.seeds} seeds"
+            f"{', '.join(dict.fromkeys(job.arm for job in jobs))}; {proof.seeds_of(trainer)} seeds"
         )
     if images is not None:
         lines.append(f"about {disk_bytes(proof, images) / 1e9:.2g} GB in jobs/ when all is done")
