@@ -49,7 +49,8 @@ def draw_curves(found: Mapping[str, Any], path: Path) -> None:
         end = max(p["nimg"] for curve in drawn for p in curve["points"]) / 1000
         for i, curve in enumerate(drawn):
             points, colour = curve["points"], COLOURS[curve["arm"]]
-            x = [p["nimg"] / 1000 + i * _APART * end for p in points]
+            aside = (i - (len(drawn) - 1) / 2) * _APART * end
+            x = [p["nimg"] / 1000 + aside for p in points]
             low, high = ([p[side] for p in points] for side in ("low", "high"))
             left.plot(x, [p["mean"] for p in points], color=colour, marker=".", label=curve["arm"])
             left.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
