@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from pipelines.datasets import open_dataset
 from pipelines.proof.metrics import append_metrics, metrics_path, read_metrics
 from tests.benchmarks import proof
-from tests.benchmarks.proof import SIDE, Study, write_images
+from tests.benchmarks.proof import SIDE, Study, kind_of, write_images
 from tests.photographs import crops, png
 from tests.proof_fixture import write_run
 
@@ -34,8 +35,10 @@ def written(folder: Path) -> dict[str, np.ndarray]:
     return {str(path.relative_to(folder)): np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))}
 
 
-@pytest.mark.parametrize("classes", [False, True])
-def test_only_what_is_written_down_is_damaged(archive: str, tmp_path: Path, classes: bool) -> None:
+@pytest.mark.parametrize("classes", [None, str, kind_of])
+def test_only_what_is_written_down_is_damaged(
+    archive: str, tmp_path: Path, classes: Callable[[str], str] | None
+) -> None:
     write_images(Study(archive, archive, 30, 0.5, ("mild", "heavy"), {}, classes), tmp_path / "set")
     raw, truth, held_out = (written(tmp_path / "set" / name) for name in ("raw", "truth", "held-out"))
     assert raw.keys() == truth.keys() and len(raw) == 30 and len(held_out) == 6

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,10 +30,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from idm_core import generators
 from idm_core.degradations import RECIPES, degrade
+from idm_core.generators import Images, generator_preset
 from idm_core.presets import PRESETS
 from idm_core.restorer import to_images, to_tensor
 from idm_core.training import TrainConfig
+from idm_core.training_state import STATE
 from manifests import rundir
 from pipelines import config as configuration
 from pipelines.proof.metrics import append_metrics, read_metrics
@@ -60,6 +63,14 @@ KINDS: Final = {"n026": "animal", "n05": "artifact", "n~": "food-or-nature"}
 RESULTS: Final = Path(__file__).parent / "results"
 
 
+def kind_of(wnid: str) -> str:
+    """What a class of ImageNet is, by WordNet's number, n and eight digits: they stand in the order of its files.
+
+    Forty photographs of each of 200 classes are too few to learn one from; of these kinds there are thousands.
+    """
+    return next(kind for last, kind in KINDS.items() if wnid < last)
+
+
 @dataclass(frozen=True, slots=True)
 class Study:
     """A set whose truth is known, what is done to it, and what is trained on it.
@@ -70,7 +81,9 @@ class Study:
         damaged: share of them that is damaged, ...
         recipes: ... as many by each of these.
         declared: of the proof.
-        classes: each folder, which WordNet's number names, is of a kind, and the generators are told the kinds.
+        classes: which class the images of a folder are of, by its name; the generators are told. None: of none.
+        like: the study that has the same images, and whose restorers are this one's.
+        start_nimg: images of the damaged set that each pair's trainings have learnt from before; 0: from nothing.
     """
 
     archive: str
@@ -79,27 +92,42 @@ class Study:
     damaged: float
     recipes: tuple[str, ...]
     declared: Mapping[str, Any]
-    classes: bool = False
+    classes: Callable[[str], str] | None = None
+    like: str | None = None
+    start_nimg: int = 0
 
 
 _FACES: Final = ("faces-wild.zip", "faces-sharp.zip")
 _ALL: Final = {
     "arms": ["original", "cleaned", "combined", "filter", "weighted", "placebo", "null", "pristine"],
     "trainers": ["ddm-32", "gan-32"], "nimg": {"ddm-32": 150_000, "gan-32": 100_000},
-    "seeds": {"ddm-32": 3, "gan-32": 5},
+}  # fmt: skip
+#: What the damaged set taught, and then each arm: three pairs of trainings of the GAN from nothing differ by more than
+#: what they are trained on.
+_ON: Final = {
+    "arms": ["original", "combined", "filter", "pristine", "placebo", "null"],
+    "trainers": ["gan-32-quick"], "nimg": 8_000, "seeds": 4, "snapshots": 1,
 }  # fmt: skip
 _TWO_WAYS: Final = {
     "arms": ["original", "combined", "filter", "pristine"], "trainers": ["gan-32"], "nimg": 60_000,
 }  # fmt: skip
 _CLASSES: Final = {
+    "arms": ["original", "combined", "filter", "weighted", "pristine"],
+    "trainers": ["ddm-32"], "nimg": 100_000, "snapshots": 1, "classes": True,
+}  # fmt: skip
+#: Of the 200 classes, forty images of each, the model learnt too little for damage to matter.
+_KINDS: Final = {
     "arms": ["original", "combined", "filter", "null", "pristine"],
     "trainers": ["ddm-32"], "nimg": 150_000, "snapshots": 1, "classes": True,
 }  # fmt: skip
+_TINY: Final = ("tiny-imagenet.zip", "imagenet-sample.zip")
 STUDIES: Final = {
     "faces": Study(*_FACES, 8_000, 0.4, ("mild", "heavy"), _ALL),
+    "faces-gan": Study(*_FACES, 8_000, 0.4, ("mild", "heavy"), _ON, like="faces", start_nimg=20_000),
     # By the distances of the sets themselves dropping is better above, and restoring here.
     "few-mild-80": Study(*_FACES, 1_000, 0.8, ("mild",), _TWO_WAYS),
-    "tiny-imagenet": Study("tiny-imagenet.zip", "imagenet-sample.zip", 8_000, 0.6, ("heavy",), _CLASSES, True),
+    "tiny-imagenet": Study(*_TINY, 8_000, 0.4, ("mild", "heavy"), _CLASSES, str),
+    "tiny-kinds": Study(*_TINY, 8_000, 0.6, ("heavy",), _KINDS, kind_of),
 }
 
 
@@ -111,7 +139,7 @@ def write_images(study: Study, out: Path) -> None:
     for number, (name, truth) in enumerate(read_images(study)):
         key = Path(name).name.replace(".", "_")
         # A class is the folder above the archive's own folder of images.
-        path = kind_of(Path(name).parts[-3]) if study.classes else "", f"{key}.png"
+        path = study.classes(Path(name).parts[-3]) if study.classes else "", f"{key}.png"
         held_out = number >= study.images
         _write(out.joinpath("held-out" if held_out else "truth", *path), truth)
         if held_out:
@@ -124,14 +152,6 @@ def write_images(study: Study, out: Path) -> None:
             (image,), done[key] = to_images(tensor), asdict(damage)
         _write(out.joinpath("raw", *path), image)
     (out / "damage.json").write_text(json.dumps({"seed": SEED, "damage": done}, indent=1))
-
-
-def kind_of(wnid: str) -> str:
-    """What a class of ImageNet is, by WordNet's number, n and eight digits: they stand in the order of its files.
-
-    Forty photographs of each of 200 classes are too few to learn one from; of these kinds there are thousands.
-    """
-    return next(kind for last, kind in KINDS.items() if wnid < last)
 
 
 def read_images(study: Study) -> Iterator[tuple[str, Pixels]]:
@@ -154,9 +174,14 @@ def _write(path: Path, image: Pixels) -> None:
     Image.fromarray(image).save(path)
 
 
+def images_of(out: Path, name: str) -> Path:
+    """The folder of a study's images."""
+    return out / (STUDIES[name].like or name)
+
+
 def restorer_of(out: Path, name: str, restorer: str) -> Path:
     """The folder of a restorer: studies of the same photographs share the disjoint one."""
-    of = Path(STUDIES[name].others).stem if restorer == "disjoint" else name
+    of = Path(STUDIES[name].others).stem if restorer == "disjoint" else images_of(out, name).name
     return out / "restorers" / f"{restorer}-{of}"
 
 
@@ -166,12 +191,30 @@ def declaration(out: Path, name: str, restorer: str) -> dict[str, Any]:
     declared |= STUDIES[name].declared
     if restorer == "extrinsic":
         declared["arms"] = [arm for arm in declared["arms"] if arm in (*WITHOUT_RESTORER, "combined", "filter")]
-    return declared | {"reference": str(out / name / "held-out")}
+    if STUDIES[name].start_nimg:
+        declared["start"] = {trainer: str(start_of(out, name, trainer, "{pair}")) for trainer in declared["trainers"]}
+    return declared | {"reference": str(images_of(out, name) / "held-out")}
+
+
+def start_of(out: Path, name: str, trainer: str, pair: int | str) -> Path:
+    """The state of a training on the damaged set."""
+    return out / "starts" / f"{images_of(out, name).name}-{trainer}-s{pair}" / STATE
+
+
+def train_starts(out: Path, name: str) -> None:
+    """Train each pair's start, on all of the damaged set."""
+    study = STUDIES[name]
+    paths = sorted((images_of(out, name) / "raw").glob("*.png"))
+    images = Images(np.stack([np.asarray(Image.open(path)) for path in paths]), fingerprint=f"{study.like}, raw")
+    for trainer in study.declared["trainers"]:
+        for pair in range(study.declared["seeds"]):
+            config = generators.TrainConfig(generator_preset(trainer), study.start_nimg, seed=pair)
+            generators.train(images, config, start_of(out, name, trainer, pair).parent)
 
 
 def curated(out: Path, name: str, restorer: str, stages: tuple[str, ...], **resources: Any) -> Outcome:
     """The run of a study and restorer, as far as these stages."""
-    images = out / name
+    images = images_of(out, name)
     config = configuration.load(None, (), {
         "dataset.name": "folder", "dataset.source": str(images / "raw"), "dataset.truth": str(images / "truth"),
         "restore.restorer": str(restorer_of(out, name, restorer) / f"{CONFIG.preset.name}.safetensors"),
@@ -227,14 +270,17 @@ _RESTORER = click.option("--restorer", type=click.Choice(RESTORERS), default="di
 def prepare(out: Path, study: str, restorer: str) -> None:
     """Data, the restorer, and the set cleaned by it."""
     torch.set_num_threads(1)
-    write_images(STUDIES[study], out / study)
+    images = images_of(out, study)
+    write_images(STUDIES[study], images)
     trunk = Path(os.environ["IDM_WEIGHTS"]) / "alexnet_features.safetensors"
     folder = restorer_of(out, study, restorer)
     if restorer == "disjoint":
         train_idm([str(Path(os.environ["IDM_DATA"]) / STUDIES[study].others)], folder, CONFIG, lpips_trunk=trunk)
     else:
-        train_rounds(str(out / study / "raw"), folder, CONFIG, ROUNDS, lpips_trunk=trunk)
+        train_rounds(str(images / "raw"), folder, CONFIG, ROUNDS, lpips_trunk=trunk)
     curated(out, study, restorer, ("ingest", "restore", "select", "pack"))
+    if STUDIES[study].start_nimg:
+        train_starts(out, study)
 
 
 @main.command("train")
@@ -262,7 +308,7 @@ def results(out: Path, study: str, restorer: str) -> None:
     found = proof_figures(run)
     if found is None:
         raise click.ClickException(f"{run.root}: nothing is declared yet")
-    held_out = str(out / study / "held-out")
+    held_out = str(images_of(out, study) / "held-out")
     named = json.loads(json.dumps(plain(found)).replace(json.dumps(held_out)[1:-1], "held-out, pristine"))
     path = RESULTS / f"proof-{study}-{restorer}.json"
     path.write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
