@@ -61,6 +61,7 @@ Pixels = npt.NDArray[np.uint8]  # H W 3
 #: Kinds of things, by where WordNet's numbers of the next kind begin.
 KINDS: Final = {"n026": "animal", "n05": "artifact", "n~": "food-or-nature"}
 RESULTS: Final = Path(__file__).parent / "results"
+_ON_FROM: Final = "Trainings of {} go on from what the damaged set had taught, all arms of a pair from the same state."
 
 
 def kind_of(wnid: str) -> str:
@@ -326,6 +327,7 @@ def table() -> None:
         title = f"## {path.stem.removeprefix('proof-')}: {found['scored']} of {found['jobs']} jobs"
         parts += [
             title,
+            *([_ON_FROM.format(", ".join(found["start"]))] if found.get("start") else []),
             table_of(found),
             *found["said"],
             *found["over_filter"]["said"],
