@@ -73,8 +73,13 @@ def load_state(
     return int(training["nimg"]), float(training["seconds"])
 
 
-def begin_with(path: Path, networks: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Adam) -> str:
-    """Fill networks, average and optimiser from another run's state, whatever its options; returns its SHA-256.
+def begin_with(
+    path: Path, networks: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Adam
+) -> tuple[str, int]:
+    """Fill networks, average and optimiser from another run's state, whatever its options.
+
+    Returns:
+        its SHA-256, and the images that it has seen.
 
     Raises:
         CheckpointError: it is missing, damaged, or of other networks.
@@ -82,11 +87,11 @@ def begin_with(path: Path, networks: nn.Module, average: dict[str, Tensor], opti
     if not path.exists():
         raise CheckpointError(f"{path}: there is no training state to begin with")
     try:
-        load_state(path, networks, average, optimizer, {})
+        nimg, _ = load_state(path, networks, average, optimizer, {})
     except RuntimeError as error:  # load_state_dict names what does not fit
         raise CheckpointError(f"{path} is of other networks: {error}") from error
     with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+        return hashlib.file_digest(f, "sha256").hexdigest(), nimg
 
 
 def forget_after(nimg: int, stats: Path) -> None:

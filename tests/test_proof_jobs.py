@@ -24,6 +24,7 @@ from idm_core.training_state import STATE
 from manifests import rundir, storage
 from manifests.rundir import Run
 from pipelines.proof import arms, board, jobs, plan
+from pipelines.proof import training as proof_training
 from pipelines.proof.plan import ArmName, Job, Proof
 from pipelines.proof.training import Training
 from pipelines.training_images import TrainingImages
@@ -43,6 +44,7 @@ NAMES = [f"{arm}-{trainer}-s0" for trainer in ("tiny-ddm", "tiny-gan") for arm i
 def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DDM_PRESETS, DDM.name, DDM)
     monkeypatch.setitem(GAN_PRESETS, GAN.name, GAN)
+    monkeypatch.setattr(proof_training, "LEAST_SAVED_NIMG", 1)
 
 
 @pytest.fixture

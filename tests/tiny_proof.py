@@ -11,13 +11,15 @@ from pathlib import Path
 
 from idm_core.generators.presets import DDM_PRESETS, GAN_PRESETS
 from pipelines.cli import main
+from pipelines.proof import training
 from tests.tiny_generators import DDM, GAN
 
 
 def know_tiny_presets() -> None:
-    """For the rest of this process; the workers of a cluster are told the presets themselves."""
+    """For the rest of this process, which saves at every step; the workers of a cluster are told all of it."""
     DDM_PRESETS[DDM.name] = DDM
     GAN_PRESETS[GAN.name] = GAN
+    training.LEAST_SAVED_NIMG = 1
 
 
 def results(run: Path) -> dict[str, str]:

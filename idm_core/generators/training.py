@@ -106,7 +106,7 @@ def train(
     betas = (0.0, 0.99) if isinstance(preset, GanPreset) else (0.9, 0.999)
     optimizer = torch.optim.Adam(networks.parameters(), lr=preset.lr, betas=betas, fused=True)
     options = asdict(config) | asdict(preset) | {"preset": preset.name, "images": images.fingerprint}
-    options["start"] = begin_with(start, networks, average, optimizer) if start is not None else None
+    options["start"], seen_before = begin_with(start, networks, average, optimizer) if start else (None, 0)
     nimg, seconds_before = load_state(out / STATE, networks, average, optimizer, options)
     if world > 1:
         begin_together(nimg, out, device)
@@ -132,7 +132,7 @@ def train(
             sums[name] = sums.get(name, torch.zeros((), device=device)) + loss
         steps += 1
         nimg += images_per_step
-        half_life = min(preset.ema_nimg, max(nimg * 0.1, 1))
+        half_life = min(preset.ema_nimg, max((seen_before + nimg) * 0.1, 1))
         torch._foreach_lerp_(averaged, list(generator.parameters()), 1 - 0.5 ** (images_per_step / half_life))
 
         # A line of statistics, the state, and at times a snapshot.

@@ -61,7 +61,7 @@ Pixels = npt.NDArray[np.uint8]  # H W 3
 #: Kinds of things, by where WordNet's numbers of the next kind begin.
 KINDS: Final = {"n026": "animal", "n05": "artifact", "n~": "food-or-nature"}
 RESULTS: Final = Path(__file__).parent / "results"
-_ON_FROM: Final = "Trainings of {} go on from what the damaged set had taught, all arms of a pair from the same state."
+_ON_FROM: Final = "Trainings of {} go on from what the damaged set had taught, all from the same state."
 
 
 def kind_of(wnid: str) -> str:
@@ -84,7 +84,7 @@ class Study:
         declared: of the proof.
         classes: which class the images of a folder are of, by its name; the generators are told. None: of none.
         like: the study that has the same images, and whose restorers are this one's.
-        start_nimg: images of the damaged set that each pair's trainings have learnt from before; 0: from nothing.
+        start_nimg: images of the damaged set that all trainings have learnt from before; 0: from nothing.
     """
 
     archive: str
@@ -107,7 +107,7 @@ _ALL: Final = {
 #: what they are trained on.
 _ON: Final = {
     "arms": ["original", "combined", "filter", "pristine", "placebo", "null"],
-    "trainers": ["gan-32-quick"], "nimg": 8_000, "seeds": 4, "snapshots": 1,
+    "trainers": ["gan-32-quick"], "nimg": 8_000, "seeds": 5, "snapshots": 1,
 }  # fmt: skip
 _TWO_WAYS: Final = {
     "arms": ["original", "combined", "filter", "pristine"], "trainers": ["gan-32"], "nimg": 60_000,
@@ -193,24 +193,23 @@ def declaration(out: Path, name: str, restorer: str) -> dict[str, Any]:
     if restorer == "extrinsic":
         declared["arms"] = [arm for arm in declared["arms"] if arm in (*WITHOUT_RESTORER, "combined", "filter")]
     if STUDIES[name].start_nimg:
-        declared["start"] = {trainer: str(start_of(out, name, trainer, "{pair}")) for trainer in declared["trainers"]}
+        declared["start"] = {trainer: str(start_of(out, name, trainer)) for trainer in declared["trainers"]}
     return declared | {"reference": str(images_of(out, name) / "held-out")}
 
 
-def start_of(out: Path, name: str, trainer: str, pair: int | str) -> Path:
+def start_of(out: Path, name: str, trainer: str) -> Path:
     """The state of a training on the damaged set."""
-    return out / "starts" / f"{images_of(out, name).name}-{trainer}-s{pair}" / STATE
+    return out / "starts" / f"{images_of(out, name).name}-{trainer}" / STATE
 
 
 def train_starts(out: Path, name: str) -> None:
-    """Train each pair's start, on all of the damaged set."""
+    """Train what each trainer's jobs begin with, on all of the damaged set."""
     study = STUDIES[name]
     paths = sorted((images_of(out, name) / "raw").glob("*.png"))
     images = Images(np.stack([np.asarray(Image.open(path)) for path in paths]), fingerprint=f"{study.like}, raw")
     for trainer in study.declared["trainers"]:
-        for pair in range(study.declared["seeds"]):
-            config = generators.TrainConfig(generator_preset(trainer), study.start_nimg, seed=pair)
-            generators.train(images, config, start_of(out, name, trainer, pair).parent)
+        config = generators.TrainConfig(generator_preset(trainer), study.start_nimg)
+        generators.train(images, config, start_of(out, name, trainer).parent)
 
 
 def curated(out: Path, name: str, restorer: str, stages: tuple[str, ...], **resources: Any) -> Outcome:
