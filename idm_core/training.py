@@ -232,10 +232,10 @@ def learning_rate(config: TrainConfig, nimg: int) -> float:
 
 
 def use_bf16(precision: str, device: str) -> bool:
-    """Whether to multiply in bf16. On CPUs without AMX bf16 convolutions are slower than fp32 ones, much slower."""
+    """Whether to multiply in bf16. CPUs with no instruction for it convolve in bf16 much more slowly than in fp32."""
     if precision == "auto":
         if torch.device(device).type == "cpu":
-            return bool(torch.cpu._is_amx_tile_supported())
+            return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision is fp32, bf16 or auto, not {precision!r}")
