@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -71,27 +70,6 @@ def load_state(
     except KeyError as error:
         raise CheckpointError(f"{path} is not a training state: {error} is missing") from error
     return int(training["nimg"]), float(training["seconds"])
-
-
-def begin_with(
-    path: Path, networks: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Adam
-) -> tuple[str, int]:
-    """Fill networks, average and optimiser from another run's state, whatever its options.
-
-    Returns:
-        its SHA-256, and the images that it has seen.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or of other networks.
-    """
-    if not path.exists():
-        raise CheckpointError(f"{path}: there is no training state to begin with")
-    try:
-        nimg, _ = load_state(path, networks, average, optimizer, {})
-    except RuntimeError as error:  # load_state_dict names what does not fit
-        raise CheckpointError(f"{path} is of other networks: {error}") from error
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest(), nimg
 
 
 def forget_after(nimg: int, stats: Path) -> None:

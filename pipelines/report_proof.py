@@ -74,7 +74,6 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
         "arms": {arm: ARMS[arm] for arm in proof.arms},
         "trainers": list(proof.trainers),
         "seeds": {trainer: proof.seeds_of(trainer) for trainer in proof.trainers},
-        "start": sorted(proof.start),
         "samples": proof.samples,
         "reference": proof.reference,
         "jobs": len(planned),

@@ -11,16 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idm_core.checkpoint import load_tensors
-from idm_core.generators.presets import GAN_PRESETS
 from pipelines.datasets import open_dataset
 from pipelines.proof.metrics import append_metrics, metrics_path, read_metrics
-from pipelines.proof.plan import Proof, jobs
 from tests.benchmarks import proof
 from tests.benchmarks.proof import SIDE, Study, kind_of, write_images
 from tests.photographs import crops, png
 from tests.proof_fixture import write_run
-from tests.tiny_generators import GAN
 
 
 @pytest.fixture
@@ -65,19 +61,6 @@ def test_a_larger_share_and_set_hold_the_smaller_ones(archive: str, tmp_path: Pa
     assert all(np.array_equal(few[f"{key}.png"], many[f"{key}.png"]) for key in damaged[0])
     reference = [written(tmp_path / name / "held-out") for name in ("few", "many")]
     assert reference[0].keys() == reference[1].keys()
-
-
-def test_jobs_find_what_they_begin_with(archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GAN_PRESETS, GAN.name, GAN)
-    monkeypatch.setattr(proof, "SIDE", GAN.resolution)
-    declared = {"arms": ["original", "null"], "trainers": [GAN.name], "seeds": 2, "nimg": 64}
-    study = Study(archive, archive, 30, 0.5, ("mild",), declared, like="set", start_nimg=64)
-    monkeypatch.setitem(proof.STUDIES, "on", study)
-    write_images(study, tmp_path / "set")
-    proof.train_starts(tmp_path, "on")
-    begins = Proof.model_validate(proof.declaration(tmp_path, "on", "extrinsic"))
-    (start,) = {begins.start_of(job) for job in jobs(begins)}
-    assert start is not None and load_tensors(start)[1]["training"].startswith('{"nimg": 64')
 
 
 def test_restorers_share_what_none_of_them_has_touched(tmp_path: Path) -> None:

@@ -80,49 +80,6 @@ def curve(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
-@PRESETS
-def test_who_begins_where_another_stopped_takes_the_steps_it_would_have(
-    preset: DdmPreset | GanPreset, whole: dict[str, Path], tmp_path: Path
-) -> None:
-    """With the same images and noise, and no schedule between, a run in two parts is the run in one."""
-    level = replace(preset, lr_end=preset.lr)
-    level = replace(level, gamma_end=level.gamma) if isinstance(level, GanPreset) else level
-    options = config(level, 64, seed=3, warmup_nimg=0, save_nimg=64, snapshot_nimg=64)
-    one, two = tmp_path / "one", tmp_path / "two"
-    train(SQUARES, options, one)
-    train(SQUARES, options, two, start=one / STATE)
-    again = json.loads(load_tensors(two / STATE)[1]["training"])
-    assert again["nimg"] == 64 and len(again["config"]["start"]) == 64
-    state = load_file(two / STATE)
-    steps = {int(value) for name, value in state.items() if name.startswith("step.")}
-    assert steps == {2 * (64 // level.batch)}, "the optimiser goes on counting"
-    # Its first step is the one that the other run would have taken on these images.
-    monkey = tmp_path / "on"
-    monkey.mkdir()
-    tensors, metadata = load_tensors(one / STATE)
-    about = json.loads(metadata["training"])
-    save_file(tensors, monkey / STATE, {"training": json.dumps(about | {"nimg": 0})})
-    train(SQUARES, options, monkey)
-    assert all(torch.equal(load_file(monkey / STATE)[name], state[name]) for name in state)
-
-
-def test_a_start_that_does_not_fit_is_refused_and_nothing_is_left(whole: dict[str, Path], tmp_path: Path) -> None:
-    (bad := tmp_path / "bad.safetensors").write_bytes(b"no tensors")
-    for start, preset, words in (
-        (whole["tiny-ddm"] / STATE, GAN, "is missing|of other networks"),
-        (whole["tiny-gan"] / STATE, GAN, "of other networks"),  # it knows classes
-        (tmp_path / "none.safetensors", GAN, "no training state to begin with"),
-        (bad, DDM, "bad.safetensors"),
-    ):
-        with pytest.raises(CheckpointError, match=words):
-            train(SQUARES, config(preset, 64), tmp_path / "run", start=start)
-        assert not (tmp_path / "run").exists()
-    train(SQUARES, config(DDM, 64), tmp_path / "run")
-    train(SQUARES, config(DDM, 64), tmp_path / "start")
-    with pytest.raises(CheckpointError, match=r"other options \(start\)"):
-        train(SQUARES, config(DDM, 64), tmp_path / "run", start=tmp_path / "start" / STATE)
-
-
 def test_a_kill_between_snapshot_and_state_loses_neither(
     whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
@@ -145,22 +144,6 @@ def test_pairs_differ_in_nothing_but_their_arm(run: Path, whole: Path, monkeypat
     for name in (name for name in ours if name.startswith("original")):
         same = ours[name] == ours[name.replace("original", "cleaned")]
         assert same == name.endswith("stats.jsonl"), "a snapshot says of which arm it is"
-
-
-def test_arms_of_a_pair_begin_with_the_same_state(run: Path, whole: Path, tmp_path: Path) -> None:
-    """Continued, all arms from what one training left; whoever changes that file is refused."""
-    known = {}
-    for trainer in (DDM.name, GAN.name):
-        start = shutil.copy(whole / "jobs" / f"original-{trainer}-s0" / STATE, tmp_path / f"{trainer}-s0")
-        known[trainer] = hashlib.sha256(start.read_bytes()).hexdigest()
-    retrain(run, *(f"--set=proof.start.{trainer}={tmp_path / trainer}-s{{pair}}" for trainer in known))
-    for name in NAMES:
-        about = storage.read_json(str(run / "jobs" / name / "job.json"))
-        assert about["start_sha256"] == known[about["job"]["trainer"]]
-    ours, others = results(run), results(whole)
-    assert ours.keys() == others.keys() and all(ours[name] != others[name] for name in ours)
-    shutil.copy(whole / "jobs" / f"null-{GAN.name}-s0" / STATE, tmp_path / f"{GAN.name}-s0")
-    assert "start_sha256" in curate("retrain", run, "--workers", 0, code=2)
 
 
 def test_what_is_done_is_not_done_again_and_seeds_may_be_added(whole: Path, tmp_path: Path) -> None:

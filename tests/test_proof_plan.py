@@ -67,8 +67,6 @@ def test_the_readme_s_trainers_are_a_declaration() -> None:
         ({"trainers": [".."]}, "is no name"),
         ({"nimg": {"ddm-64": 5}}, "nimg.ddm-64 is not among the trainers"),
         ({"nimg": 0}, "nimg"),
-        ({"start": {"ddm-64": "state"}}, "start.ddm-64 is not among the trainers"),
-        ({"trainers": ["mine"], "external": {"mine": EXTERNAL}, "start": {"mine": "state"}}, "start.mine: that"),
         ({"external": {"mine": EXTERNAL}}, "external.mine is not among the trainers"),
         ({"trainers": ["mine"], "external": {"mine": {**EXTERNAL, "train": []}}}, "train"),
         ({"seed": 3}, "seed"),
@@ -85,7 +83,6 @@ def test_what_is_no_declaration_is_refused(wrong: dict[str, Any], words: str) ->
     [
         ({"trainers": ("ddm-33",)}, "there are ddm-32, .*and those that proof.external names"),
         ({"workers": 3}, "3 processes cannot share ddm-32's 32 images"),
-        ({"start": {"gan-32": "no-such-start-s{pair}"}}, "there is no no-such-start-s0"),
         ({"nimg": 100}, "ddm-32 learns from 32 images at once; 100 are too few for 4 snapshots"),
         (
             {"trainers": ("x",), "external": {"x": External(train=("no-such-program",), resolution=8)}},

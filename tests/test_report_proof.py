@@ -134,14 +134,6 @@ def test_a_verdict_that_no_null_arm_weighs_says_so(proved: Run, tmp_path: Path) 
     assert ["what seeds alone do is not known" in text for text in pages] == [False, True]
 
 
-def test_trainings_that_go_on_from_a_state_say_so(proved: Run, tmp_path: Path) -> None:
-    trainer = PROOF.trainers[0]
-    run = write_proof(tmp_path / "on", PROOF.model_copy(update={"start": {trainer: "state"}}))
-    assert figures_of(Path(run.root))["proof"]["start"] == [trainer]
-    pages = [(Path(r.root) / "report.html").read_text() for r in (proved, run)]
-    assert [f"Trainings of {trainer} do not begin with new networks" in text for text in pages] == [False, True]
-
-
 def test_restoring_is_told_beside_dropping(proved: Run) -> None:
     told = figures_of(Path(proved.root))["proof"]["over_filter"]["said"]
     assert len(told) == 3 and told[2].startswith(

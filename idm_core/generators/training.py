@@ -24,7 +24,7 @@ from idm_core.generators.resnet import Discriminator
 from idm_core.generators.snapshot import Config, new_network, save_snapshot
 from idm_core.process_group import begin_together, sum_over_processes
 from idm_core.training import use_bf16
-from idm_core.training_state import STATE, begin_with, forget_after, load_state, save_state
+from idm_core.training_state import STATE, forget_after, load_state, save_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,7 @@ class TrainConfig:
 
 
 def train(
-    images: Images,
-    config: TrainConfig,
-    out: Path,
-    *,
-    start: Path | None = None,
-    device: str = "cpu",
-    about: dict[str, Any] | None = None,
+    images: Images, config: TrainConfig, out: Path, *, device: str = "cpu", about: dict[str, Any] | None = None
 ) -> Path:
     """Train, or go on where the state in ``out`` stopped, and return the last snapshot's path.
 
@@ -75,14 +69,11 @@ def train(
 
     Args:
         out: folder for ``training-state.safetensors``, ``stats.jsonl`` and ``snapshot-<nimg>.safetensors``.
-        start: another run's state, of the same networks: a new run begins with those, their average and the optimiser's
-            moments, and with schedules of its own.
         about: what the snapshots are to say of their data, for people to read.
 
     Raises:
         ValueError: the options do not fit each other, the images or the number of processes.
-        CheckpointError: the state in ``out`` is damaged, or belongs to a run with other options or images; or
-            ``start`` is damaged, or of other networks.
+        CheckpointError: the state in ``out`` is damaged, or belongs to a run with other options or images.
         RuntimeError: the processes do not see the same state in ``out``.
         FloatingPointError: a loss is no longer finite.
     """
@@ -106,7 +97,6 @@ def train(
     betas = (0.0, 0.99) if isinstance(preset, GanPreset) else (0.9, 0.999)
     optimizer = torch.optim.Adam(networks.parameters(), lr=preset.lr, betas=betas, fused=True)
     options = asdict(config) | asdict(preset) | {"preset": preset.name, "images": images.fingerprint}
-    options["start"], seen_before = begin_with(start, networks, average, optimizer) if start else (None, 0)
     nimg, seconds_before = load_state(out / STATE, networks, average, optimizer, options)
     if world > 1:
         begin_together(nimg, out, device)
@@ -132,7 +122,7 @@ def train(
             sums[name] = sums.get(name, torch.zeros((), device=device)) + loss
         steps += 1
         nimg += images_per_step
-        half_life = min(preset.ema_nimg, max((seen_before + nimg) * 0.1, 1))
+        half_life = min(preset.ema_nimg, max(nimg * 0.1, 1))
         torch._foreach_lerp_(averaged, list(generator.parameters()), 1 - 0.5 ** (images_per_step / half_life))
 
         # A line of statistics, the state, and at times a snapshot.

@@ -252,9 +252,7 @@ def train(run: Run, proof: Proof, training: Training, device: str) -> None:
     first = not dist.is_initialized() or dist.get_rank() == 0
     with _alone_in(job.folder(run)) if first else contextlib.nullcontext():
         try:
-            about = {"arm": job.arm, "pair": job.pair}
-            start = proof.start_of(job)
-            generators.train(images, config, job.folder(run), start=start, device=device, about=about)
+            generators.train(images, config, job.folder(run), device=device, about={"arm": job.arm, "pair": job.pair})
         except (CheckpointError, FloatingPointError) as error:
             raise RunError(str(error)) from error
         except ValueError as error:

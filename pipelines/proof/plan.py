@@ -82,9 +82,6 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
     snapshots: int = Field(default=4, ge=1, description="of each job, evenly spaced; the last one makes the gain")
     classes: bool = Field(default=False, description="class-conditional, by the samples' labels")
     workers: int = Field(default=1, ge=1, description="processes that share each batch of a job, a GPU each")
-    start: dict[str, str] = Field(
-        default={}, description="of a trainer of ours: training-state.safetensors that its jobs begin with; {pair}"
-    )
     view: str | None = Field(default=None, description="that `cleaned` and `combined` follow; none: the packed one")
     # What the arms are made with.
     severe_from: float | None = Field(default=None, ge=0, le=1, description="none: the restorer's own threshold")
@@ -119,12 +116,9 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
         for name in self.trainers:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
                 raise ValueError(f"trainers: {name!r} is no name; jobs' folders are called by it")
-        by_trainer = {"external": self.external, "nimg": self.nimg, "seeds": self.seeds, "start": self.start}
-        for name, named in by_trainer.items():
+        for name, named in (("external", self.external), ("nimg", self.nimg), ("seeds", self.seeds)):
             if isinstance(named, dict) and (unused := sorted(set(named) - set(self.trainers))):
                 raise ValueError(f"{name}.{unused[0]} is not among the trainers")
-        if foreign := sorted(set(self.start) & set(self.external)):
-            raise ValueError(f"start.{foreign[0]}: that trainer is not ours; its `train` says what it begins with")
         return self
 
     def nimg_of(self, trainer: str) -> int:
@@ -134,11 +128,6 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
     def seeds_of(self, trainer: str) -> int:
         """Runs of each arm with a trainer."""
         return self.seeds.get(trainer, DEFAULT_SEEDS) if isinstance(self.seeds, dict) else self.seeds
-
-    def start_of(self, job: Job) -> Path | None:
-        """The state that a job begins with, the same one for all arms of a pair; None: with new networks."""
-        path = self.start.get(job.trainer)
-        return None if path is None else Path(path.replace("{pair}", str(job.pair)))
 
 
 #: Arms with the very images of another one.

@@ -8,11 +8,9 @@ jobs/NAME/failure.json    why it ended without; the same command tries it again
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from manifests import rundir, storage
@@ -50,10 +48,7 @@ class Training:
 
 
 def check_trainers(proof: Proof) -> None:
-    """ConfigError where a trainer or a start does not exist, or its options do not fit it. Needs no run."""
-    for start in dict.fromkeys(map(proof.start_of, plan.jobs(proof))):
-        if start is not None and not start.is_file():
-            raise ConfigError(f"proof.start: there is no {start}; give the training-state.safetensors of a training")
+    """ConfigError where a trainer does not exist, or its options do not fit it. Needs no run."""
     for trainer in proof.trainers:
         if trainer in proof.external:
             external.check_commands(trainer, proof.external[trainer])
@@ -102,7 +97,6 @@ def prepare(run: Run, proof: Proof) -> list[Training]:
         images[arm, side] = arms.training_images(run, proof, arm, side)
     # An arm may have lost all of a class: they are all trained for the same number.
     classes = 1 + max(int(i.labels.max()) for i in images.values() if i.labels is not None) if proof.classes else 0
-    starts = {path: _sha256(path) for path in map(proof.start_of, jobs) if path is not None}
     found = []
     for job in jobs:
         mine = images[job.arm, sides[job.trainer]]
@@ -113,17 +107,10 @@ def prepare(run: Run, proof: Proof) -> list[Training]:
             about["external"] = how.model_dump(mode="json") | {"classes": classes, "samples": proof.samples}
         else:
             about["train"] = asdict(how)
-            if (start := proof.start_of(job)) is not None:
-                about["start_sha256"] = starts[start]
         found.append(Training(job, how, json.loads(storage.json_bytes(about))))
     for training in found:
         _claim(run, training)
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _options(proof: Proof, job: Job, classes: int) -> TrainConfig:
