@@ -34,9 +34,7 @@ SIGMAS: Final = (0.5, 1.0, 2.0)  # pixels
 #: Name => preset and images seen. ``eager``: R3GAN's penalties at every step.
 VARIANTS: Final[Mapping[str, tuple[DdmPreset | GanPreset, int]]] = {
     "ddm-32": (generator_preset("ddm-32"), 150_000),
-    "ddm-32-quick": (generator_preset("ddm-32-quick"), 60_000),
     "gan-32": (generator_preset("gan-32"), 100_000),
-    "gan-32-quick": (generator_preset("gan-32-quick"), 24_000),
     "gan-32-eager": (replace(generator_preset("gan-32"), penalty_every=1), 100_000),  # type: ignore[call-arg]
 }
 

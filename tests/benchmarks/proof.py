@@ -112,7 +112,7 @@ _CLASSES: Final = {
 #: Of the 200 classes, forty images of each, the model learnt too little for damage to matter.
 _KINDS: Final = {
     "arms": ["original", "combined", "filter", "pristine", "null"],
-    "trainers": ["ddm-32-quick"], "nimg": 80_000, "snapshots": 1, "classes": True,
+    "trainers": ["ddm-32-quick"], "nimg": 60_000, "snapshots": 1, "classes": True,
 }  # fmt: skip
 _TINY: Final = ("tiny-imagenet.zip", "imagenet-sample.zip")
 STUDIES: Final = {
