@@ -99,7 +99,7 @@ _ALL: Final = {
 }  # fmt: skip
 #: In small steps, so that a short training gets far, and there is time for five pairs.
 _FIVE_PAIRS: Final = {
-    "arms": ["original", "combined", "filter", "pristine", "placebo", "null"],
+    "arms": ["original", "combined", "filter", "pristine", "null"],
     "trainers": ["gan-32-quick"], "nimg": 24_000, "seeds": 5,
 }  # fmt: skip
 _TWO_WAYS: Final = {
