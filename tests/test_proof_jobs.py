@@ -41,9 +41,14 @@ NAMES = [f"{arm}-{trainer}-s0" for trainer in ("tiny-ddm", "tiny-gan") for arm i
 
 @pytest.fixture(autouse=True)
 def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DDM_PRESETS, DDM.name, DDM)
-    monkeypatch.setitem(GAN_PRESETS, GAN.name, GAN)
-    monkeypatch.setattr(proof_training, "LEAST_SAVED_NIMG", 1)
+    know_tiny_presets_in(monkeypatch)
+
+
+def know_tiny_presets_in(patch: pytest.MonkeyPatch) -> None:
+    """As ``know_tiny_presets``, for as long as the patch."""
+    patch.setitem(DDM_PRESETS, DDM.name, DDM)
+    patch.setitem(GAN_PRESETS, GAN.name, GAN)
+    patch.setattr(proof_training, "LEAST_SAVED_NIMG", 1)
 
 
 @pytest.fixture
@@ -67,8 +72,7 @@ def whole(curated_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose jobs nothing disturbed; for reading."""
     root = Path(shutil.copytree(curated_run, tmp_path_factory.mktemp("whole") / "run"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DDM_PRESETS, DDM.name, DDM)
-        patch.setitem(GAN_PRESETS, GAN.name, GAN)
+        know_tiny_presets_in(patch)
         retrain(root)
     return root
 
