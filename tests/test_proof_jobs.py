@@ -18,18 +18,16 @@ import skimage
 from idm_core.generators import batches
 from idm_core.generators import training as generators_training
 from idm_core.generators.batches import batch_at, epoch_order
-from idm_core.generators.presets import DDM_PRESETS, GAN_PRESETS
 from idm_core.training_state import STATE
 from manifests import rundir, storage
 from manifests.rundir import Run
 from pipelines.proof import arms, board, jobs, plan
-from pipelines.proof import training as proof_training
 from pipelines.proof.plan import ArmName, Job, Proof
 from pipelines.proof.training import Training
 from pipelines.training_images import TrainingImages
 from tests.command_line import curate
 from tests.tiny_generators import DDM, GAN
-from tests.tiny_proof import holder, results, stats
+from tests.tiny_proof import holder, know_tiny_presets, results, stats
 
 ROOT = Path(__file__).parent.parent
 #: Any images: none of these tests measures.
@@ -41,14 +39,7 @@ NAMES = [f"{arm}-{trainer}-s0" for trainer in ("tiny-ddm", "tiny-gan") for arm i
 
 @pytest.fixture(autouse=True)
 def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    know_tiny_presets_in(monkeypatch)
-
-
-def know_tiny_presets_in(patch: pytest.MonkeyPatch) -> None:
-    """As ``know_tiny_presets``, for as long as the patch."""
-    patch.setitem(DDM_PRESETS, DDM.name, DDM)
-    patch.setitem(GAN_PRESETS, GAN.name, GAN)
-    patch.setattr(proof_training, "LEAST_SAVED_NIMG", 1)
+    know_tiny_presets(monkeypatch)
 
 
 @pytest.fixture
@@ -72,7 +63,7 @@ def whole(curated_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose jobs nothing disturbed; for reading."""
     root = Path(shutil.copytree(curated_run, tmp_path_factory.mktemp("whole") / "run"))
     with pytest.MonkeyPatch.context() as patch:
-        know_tiny_presets_in(patch)
+        know_tiny_presets(patch)
         retrain(root)
     return root
 

@@ -9,17 +9,19 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
+
 from idm_core.generators.presets import DDM_PRESETS, GAN_PRESETS
 from pipelines.cli import main
 from pipelines.proof import training
 from tests.tiny_generators import DDM, GAN
 
 
-def know_tiny_presets() -> None:
-    """For the rest of this process, which saves at every step; the workers of a cluster are told all of it."""
-    DDM_PRESETS[DDM.name] = DDM
-    GAN_PRESETS[GAN.name] = GAN
-    training.LEAST_SAVED_NIMG = 1
+def know_tiny_presets(patch: pytest.MonkeyPatch) -> None:
+    """In this process, which saves at every step, until the patch is undone; a cluster's workers are told all of it."""
+    patch.setitem(DDM_PRESETS, DDM.name, DDM)
+    patch.setitem(GAN_PRESETS, GAN.name, GAN)
+    patch.setattr(training, "LEAST_SAVED_NIMG", 1)
 
 
 def results(run: Path) -> dict[str, str]:
@@ -49,5 +51,5 @@ def holder(folder: Path) -> int | None:
 
 
 if __name__ == "__main__":
-    know_tiny_presets()
+    know_tiny_presets(pytest.MonkeyPatch())  # nobody undoes it
     main()
