@@ -64,10 +64,11 @@ def test_a_larger_share_and_set_hold_the_smaller_ones(archive: str, tmp_path: Pa
 
 
 def test_restorers_share_what_none_of_them_has_touched(tmp_path: Path) -> None:
-    first, second = (write_run(tmp_path / "runs" / f"faces-{restorer}") for restorer in proof.RESTORERS)
+    first, second = (write_run(tmp_path / restorer) for restorer in proof.RESTORERS)
     for arm in ("original", "combined"):
         (job := Path(first.root) / "jobs" / f"{arm}-ddm-32-s0").mkdir(parents=True)
         (job / "done.json").write_text("{}")
+    (Path(second.root) / "jobs" / ".original-ddm-32-s0").mkdir(parents=True)  # what a kill has left
     of_both = {"nimg": 1, "resolution": 32, "detector": "e", "figures": {}}
     lines = [
         of_both | {"job": f"{arm}-ddm-32-s0", "arm": arm, "reference": reference, "fingerprint": f"{arm}{reference}"}
@@ -76,7 +77,7 @@ def test_restorers_share_what_none_of_them_has_touched(tmp_path: Path) -> None:
     ]
     append_metrics(first, lines)
     for _ in range(2):  # the second time there is nothing to do
-        proof.share_jobs(tmp_path, "faces")
+        proof.take_over(first, second)
         assert [p.name for p in (Path(second.root) / "jobs").iterdir()] == ["original-ddm-32-s0"]
         assert metrics_path(second).read_text().count("\n") == 1 and read_metrics(second) == lines[:1]
         assert read_metrics(first) == lines

@@ -188,6 +188,11 @@ def declaration(out: Path, name: str, restorer: str) -> dict[str, Any]:
     return declared | {"reference": str(images_of(out, name) / "held-out")}
 
 
+def run_of(out: Path, name: str, restorer: str) -> Path:
+    """The run directory of a study and restorer."""
+    return out / "runs" / f"{name}-{restorer}"
+
+
 def curated(out: Path, name: str, restorer: str, stages: tuple[str, ...], **resources: Any) -> Outcome:
     """The run of a study and restorer, as far as these stages."""
     images = images_of(out, name)
@@ -197,33 +202,29 @@ def curated(out: Path, name: str, restorer: str, stages: tuple[str, ...], **reso
         "faces.model": "off", "proof": declaration(out, name, restorer),
         "resources": {"workers": 0} | resources,
     })  # fmt: skip
-    root = str(out / "runs" / f"{name}-{restorer}")
+    root = str(run_of(out, name, restorer))
     config = resolve(config, stages, root)
     with opened(root, name, config) as run:
+        for other in RESTORERS:
+            if "retrain" in stages and other != restorer and (source := run_of(out, name, other)).exists():
+                take_over(rundir.read(str(source)), run)
         return execute(run, config, stages)
 
 
-def share_jobs(out: Path, name: str) -> None:
-    """Take over what another restorer's run has trained and measured of the arms that no restorer has touched.
+def take_over(source: rundir.Run, run: rundir.Run) -> None:
+    """What the run of another restorer has trained and measured of the arms that no restorer has touched.
 
     A job knows its images and options by their fingerprints, and so does a figure: ``retrain`` refuses a job that is
-    another, and ``evaluate`` measures again.
+    another, and ``evaluate`` measures again. For who holds the lock of ``run``.
     """
-    runs = [out / "runs" / f"{name}-{restorer}" for restorer in RESTORERS]
-    if not all(run.exists() for run in runs):
-        return
-    for source, target in (runs, runs[::-1]):
-        for marker in sorted((source / "jobs").glob("*/done.json")):
-            job = target / "jobs" / marker.parent.name
-            if job.name.startswith(WITHOUT_RESTORER) and not job.exists():
-                shutil.copytree(marker.parent, job)
-        share_figures(rundir.read(str(source)), rundir.read(str(target)))
-
-
-def share_figures(source: rundir.Run, target: rundir.Run) -> None:
-    """Take over figures of the arms that no restorer has touched, to references that none has."""
-    there = {line["fingerprint"] for line in read_metrics(target)}
-    append_metrics(target, [
+    for marker in sorted(Path(source.root).glob("jobs/*/done.json")):
+        job = Path(run.root) / "jobs" / marker.parent.name
+        if job.name.startswith(WITHOUT_RESTORER) and not job.exists():
+            half = job.with_name(f".{job.name}")
+            shutil.copytree(marker.parent, half, dirs_exist_ok=True)
+            half.rename(job)
+    there = {line["fingerprint"] for line in read_metrics(run)}
+    append_metrics(run, [
         line for line in read_metrics(source)
         if line["arm"] in WITHOUT_RESTORER and line["reference"] != "cleaned" and line["fingerprint"] not in there
     ])  # fmt: skip
@@ -264,7 +265,6 @@ def prepare(out: Path, study: str, restorer: str) -> None:
 @click.option("--workers", type=int, help="0: one job after the other, here; else on Ray, side by side.")
 def train(out: Path, study: str, restorer: str, workers: int | None) -> None:
     """Train, measure and report; what is there already is not done again."""
-    share_jobs(out, study)
     outcome = curated(out, study, restorer, ("retrain", "evaluate", "report"), workers=workers)
     for failure in outcome.failures:
         click.echo(failure, err=True)
@@ -278,7 +278,7 @@ def train(out: Path, study: str, restorer: str, workers: int | None) -> None:
 @_RESTORER
 def results(out: Path, study: str, restorer: str) -> None:
     """Write down the figures that are there, with a plot and a sheet of samples, beside this benchmark."""
-    run = rundir.read(str(out / "runs" / f"{study}-{restorer}"))
+    run = rundir.read(str(run_of(out, study, restorer)))
     found = proof_figures(run)
     if found is None:
         raise click.ClickException(f"{run.root}: nothing is declared yet")
