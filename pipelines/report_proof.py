@@ -17,7 +17,7 @@ from pipelines import page
 from pipelines.gallery import Picture
 from pipelines.histograms import round_ticks
 from pipelines.proof import balance
-from pipelines.proof.gain import GAIN, LOSS, Gain, Measure, curves, data_recovery, gains
+from pipelines.proof.gain import GAIN, LOSS, Gain, Measure, curves, data_recovery, gains, measured_to_the_end
 from pipelines.proof.metrics import read_metrics
 from pipelines.proof.plan import ARMS, Job, Proof, jobs, read
 
@@ -69,7 +69,7 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
         return None
     proof, lines = read(run), read_metrics(run)
     planned = list(jobs(proof))
-    scored = {line["job"] for line in lines if line["trainer"] != _DATA}
+    measures = _measures(lines, proof)
     figures: dict[str, Any] = {
         "arms": {arm: ARMS[arm] for arm in proof.arms},
         "trainers": list(proof.trainers),
@@ -77,7 +77,7 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
         "samples": proof.samples,
         "reference": proof.reference,
         "jobs": len(planned),
-        "scored": sum(job.name in scored for job in planned),
+        "scored": measured_to_the_end(lines, planned, measures[0]) if measures else 0,
         "headline": None,
         "said": [],
         "over_filter": {"said": [], "gains": []},
@@ -88,7 +88,6 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
         "balance": balance.said(found) if (found := _read(run, "balance.json")) else None,
         "influence": _read(run, "influence.json"),
     }
-    measures = _measures(lines, proof)
     if not measures:
         return figures
     headline = measures[0]
@@ -123,26 +122,27 @@ def said(gain: Gain, measure: Measure) -> str:
     of = f"of {gain.trainer}" if gain.trainer else "over all trainers"
     over = "the original" if gain.over == "original" else f"the {gain.over} arm"
     what = f"Trained on the {gain.arm} arm instead of {over}, {measure.figure} {of}"
-    if gain.relative is None:
+    if gain.gain is None or not gain.shares:
         why = f"{len(gain.missing)} jobs are missing" if gain.missing else "figures have no ratio"
         return f"{what}: {gain.verdict} ({why})."
     sign = 1 if measure.more_is_better else -1
-    text = f"{what} changed by {page.number(sign * 100 * gain.relative.value, 1)} %"
-    if gain.relative.low is None or gain.relative.high is None:
+    text = f"{what} changed by {page.number(sign * 100 * gain.gain.value, 1)} %"
+    if gain.gain.low is None or gain.gain.high is None:
         return f"{text}; a single pair has no interval: {gain.verdict}."
-    ends = sorted(sign * 100 * v for v in (gain.relative.low, gain.relative.high))
+    ends = sorted(sign * 100 * v for v in (gain.gain.low, gain.gain.high))
     interval = f"95 % interval {page.number(ends[0], 1)} to {page.number(ends[1], 1)}"
+    pairs = f"{gain.pairs} of {gain.planned} pairs" if gain.pairs < gain.planned else f"{gain.pairs} pairs"
     alone = gain.arm != "null" and gain.chance is None and gain.verdict in (GAIN, LOSS)
     weighed = ", not weighed against what seeds alone do: there is no null arm" if alone else ""
-    return f"{text} ({interval}; {gain.pairs} pairs): {gain.verdict}{weighed}."
+    return f"{text} ({interval}; {pairs}): {gain.verdict}{weighed}."
 
 
 def scale(found: Mapping[str, Any] | None) -> float:
-    """The largest relative change that an interval of the table reaches, for its whiskers.
+    """The largest share that an interval of the table reaches, for its whiskers.
 
     At most 1, so that an interval of two pairs does not make points of all others.
     """
-    changes = [g["relative"] for g in (found["gains"] if found else ()) if g["relative"] is not None]
+    changes = [g["gain"] for g in (found["gains"] if found else ()) if g["shares"] and g["gain"] is not None]
     return min(1.0, max([0.01, *(abs(float(v)) for c in changes for v in c.values() if v is not None)]))
 
 

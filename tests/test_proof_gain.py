@@ -15,7 +15,6 @@ from pipelines.proof.intervals import (
     Estimate,
     bootstrap_interval,
     chance_of_null,
-    mean_interval,
     pooled_interval,
     recovery_of,
 )
@@ -49,15 +48,27 @@ def one(found: list[Gain], arm: str, trainer: str | None = "a") -> Gain:
 # ---- Closed forms
 
 
-def test_a_gain_is_the_mean_difference_with_student_s_interval() -> None:
+def test_a_gain_is_the_mean_of_the_logarithms_with_student_s_interval() -> None:
     lines, jobs = lines_of({"original": {"a": [10, 12, 14]}, "cleaned": {"a": [9, 10, 11]}})
     found = one(gains(lines, jobs, FD), "cleaned")
-    assert found.gain is not None and found.relative is not None
-    half = 4.302652729749464 * 1 / math.sqrt(3)  # t of 2 degrees; differences 1, 2, 3
-    assert (found.gain.value, found.base, found.value, found.pairs) == (2, 12, 10, 3)
-    assert (found.gain.low, found.gain.high) == (pytest.approx(2 - half), pytest.approx(2 + half))
-    assert found.relative.value == pytest.approx(1 - ((9 / 10) * (10 / 12) * (11 / 14)) ** (1 / 3))
-    assert found.verdict == NOT_SHOWN and found.bootstrap is None and found.recovery is None
+    assert (found.base, found.value, found.pairs, found.planned, found.shares) == (12, 10, 3, 3, True)
+    logs = np.log([10 / 9, 12 / 10, 14 / 11])
+    half = 4.302652729749464 * logs.std(ddof=1) / math.sqrt(3)  # t of 2 degrees
+    expected = [1 - math.exp(-v) for v in (logs.mean(), logs.mean() - half, logs.mean() + half)]
+    assert found.gain == Estimate(*map(pytest.approx, expected))
+    assert found.verdict == GAIN and found.bootstrap is None and found.recovery is None
+
+
+def test_the_verdict_is_of_the_interval_that_is_told() -> None:
+    # As differences these would exclude zero, and as shares they do not; and the other way round.
+    for original, cleaned, verdict in (
+        ([10, 12, 40], [9, 10.9, 38.6], NOT_SHOWN),
+        ([100, 200, 400], [80, 160, 300], GAIN),
+    ):
+        lines, jobs = lines_of({"original": {"a": original}, "cleaned": {"a": cleaned}})
+        found = one(gains(lines, jobs, FD), "cleaned")
+        assert found.gain is not None and found.gain.low is not None and found.verdict == verdict
+        assert (found.gain.low > 0) == (verdict == GAIN)
 
 
 def test_an_arm_is_compared_with_any_other_and_judged_by_the_same_null() -> None:
@@ -67,11 +78,13 @@ def test_an_arm_is_compared_with_any_other_and_judged_by_the_same_null() -> None
     })  # fmt: skip
     over_original, over_filter = (one(gains(lines, jobs, FD, over), "combined") for over in ("original", "filter"))
     assert over_filter.gain is not None and over_original.gain is not None
-    assert (over_filter.over, over_filter.base, over_filter.value, over_filter.gain.value) == ("filter", 8, 10, -2)
+    assert (over_filter.over, over_filter.base, over_filter.value) == ("filter", 8, 10)
+    assert over_filter.gain.value == pytest.approx(1 - (9 * 10 * 11) ** (1 / 3) / 8)
     assert over_filter.chance == over_original.chance is not None
     assert over_filter.recovery is None and over_original.recovery is not None
     swapped = one(gains(lines, jobs, FD, "combined"), "filter").gain
-    assert swapped is not None and swapped.low is not None and over_filter.gain.high == pytest.approx(-swapped.low)
+    assert swapped is not None and swapped.low is not None and over_filter.gain.high is not None
+    assert (1 - over_filter.gain.high) * (1 - swapped.low) == pytest.approx(1)
     assert {g.arm for g in gains(lines, jobs, FD, "filter")} == {"original", "combined", "null", "pristine"}
 
 
@@ -99,8 +112,8 @@ def test_of_precision_more_is_a_gain() -> None:
     recall = Measure("net", "recall", "held-out")
     of = {"original": [0.50, 0.52, 0.48], "cleaned": [0.60, 0.63, 0.58]}
     found = one(gains([line(j, of[j.arm][j.pair], figure="recall") for j in jobs], jobs, recall), "cleaned")
-    assert found.gain is not None and found.gain.value == pytest.approx(0.31 / 3) and found.verdict == GAIN
-    assert found.relative is not None and 0.19 < found.relative.value < 0.22
+    assert found.gain is not None and found.verdict == GAIN
+    assert found.gain.value == pytest.approx((0.60 * 0.63 * 0.58 / (0.50 * 0.52 * 0.48)) ** (1 / 3) - 1)
 
 
 def test_the_order_of_lines_and_lines_of_others_change_nothing() -> None:
@@ -127,7 +140,8 @@ def test_missing_pairs_are_named_and_the_others_count() -> None:
     left = [x for x in lines if x["job"] not in ("original-a-s0", "cleaned-a-s2")]
     found = one(gains(left, jobs, FD), "cleaned")
     assert found.missing == ("original-a-s0", "cleaned-a-s2")
-    assert found.pairs == 1 and found.gain == Estimate(2, None, None) and found.verdict == NOT_SHOWN
+    assert (found.pairs, found.planned) == (1, 3)
+    assert found.gain == Estimate(pytest.approx(2 / 12), None, None) and found.verdict == NOT_SHOWN
     nothing = one(gains([], jobs, FD), "cleaned")
     assert nothing.pairs == 0 and nothing.gain is None and len(nothing.missing) == 6
 
@@ -135,17 +149,19 @@ def test_missing_pairs_are_named_and_the_others_count() -> None:
 def test_a_trainer_without_pairs_is_not_left_out_of_the_pooled_gain_in_silence() -> None:
     both = {"original": {"a": [10.0, 12], "b": [5.0, 6]}, "cleaned": {"a": [9.0, 10], "b": [4.0, 5]}}
     lines, jobs = lines_of(both)
-    assert one(gains(lines, jobs, FD), "cleaned", None).relative is not None
+    assert one(gains(lines, jobs, FD), "cleaned", None).gain is not None
     left = [x for x in lines if x["trainer"] == "a"]
     pooled = one(gains(left, jobs, FD), "cleaned", None)
-    assert pooled.relative is None and pooled.verdict == NOT_SHOWN
+    assert pooled.gain is None and (pooled.pairs, pooled.planned, pooled.verdict) == (2, 4, NOT_SHOWN)
     assert {"cleaned-b-s0", "original-b-s1"} < set(pooled.missing)
 
 
 def test_kernel_distances_below_zero_have_no_ratio() -> None:
     lines, jobs = lines_of({"original": {"a": [0.1, 0.2, 0.1]}, "cleaned": {"a": [-0.01, 0.1, 0.0]}})
     found = one(gains(lines, jobs, FD), "cleaned")
-    assert found.relative is None and found.gain is not None and found.gain.value > 0
+    half = 4.302652729749464 * np.std([0.11, 0.1, 0.1], ddof=1) / math.sqrt(3)
+    assert not found.shares and found.verdict == GAIN
+    assert found.gain == Estimate(*map(pytest.approx, (0.31 / 3, 0.31 / 3 - half, 0.31 / 3 + half)))
 
 
 # ---- Pooling, chance, recovery
@@ -155,7 +171,7 @@ def test_pooling_weighs_trainers_alike_and_by_ratios() -> None:
     values = {"original": {"a": [100.0] * 4, "b": [1.0] * 2}, "cleaned": {"a": [50.0] * 4, "b": [0.5] * 2}}
     lines, jobs = lines_of(values)
     pooled = one(gains(lines, jobs, FD), "cleaned", None)
-    assert pooled.relative == Estimate(pytest.approx(0.5), pytest.approx(0.5), pytest.approx(0.5))
+    assert pooled.gain == Estimate(pytest.approx(0.5), pytest.approx(0.5), pytest.approx(0.5))
     assert pooled.pairs == 6 and pooled.verdict == GAIN
     a, b = np.array([1.0, 2, 3]), np.array([10.0, 12])
     estimate = pooled_interval([a, b])
@@ -167,7 +183,7 @@ def test_pooling_weighs_trainers_alike_and_by_ratios() -> None:
 
 
 def test_what_the_null_arm_does_too_is_no_gain() -> None:
-    quiet = {"original": {"a": [10, 10.5, 11]}, "cleaned": {"a": [9, 9.4, 10.1]}}
+    quiet = {"original": {"a": [10, 10.5, 11]}, "cleaned": {"a": [9, 9.4, 9.95]}}
     lines, jobs = lines_of(quiet | {"null": {"a": [10.05, 10.4, 11.02]}})
     assert one(gains(lines, jobs, FD), "cleaned").verdict == GAIN
     lines, jobs = lines_of(quiet | {"null": {"a": [12, 8, 12.5]}})
@@ -229,19 +245,22 @@ def test_without_an_effect_no_gain_is_shown_19_times_of_20() -> None:
     assert np.mean([v == NOT_SHOWN for v in verdicts]) == pytest.approx(0.95, abs=0.018)  # three standard errors
 
 
-def test_a_null_arm_s_spread_is_rarely_exceeded_by_chance() -> None:
-    draw = np.random.default_rng(4)
-    beyond = [
-        abs(draw.normal(0, 1, 3).mean()) > (chance_of_null([draw.normal(0, 1, 3)], [3]) or 0.0) for _ in range(4000)
-    ]
-    assert np.mean(beyond) == pytest.approx(0.05, abs=0.012)
+@pytest.mark.parametrize("spreads", [(1.0,), (1.0, 1.0), (1.0, 5.0), (0.02, 0.2)])
+def test_a_null_arm_s_spread_is_rarely_exceeded_by_chance(spreads: tuple[float, ...]) -> None:
+    draw, beyond = np.random.default_rng(4), []
+    for _ in range(4000):
+        nulls, gained = ([draw.normal(0, spread, 3) for spread in spreads] for _ in range(2))
+        chance = chance_of_null(nulls, [3] * len(spreads))
+        assert chance is not None
+        beyond.append(abs(np.mean([g.mean() for g in gained])) > chance)
+    assert np.mean(beyond) == pytest.approx(0.05, abs=0.018)
 
 
 @pytest.mark.parametrize("pairs", [3, 5])
 def test_intervals_cover_the_truth_19_times_of_20(pairs: int) -> None:
     covered, recovered, bounded = [], [], 0
     for original, arm, pristine in trials(2000, pairs, 6.0, seed=2):
-        estimate = mean_interval(original - arm)
+        estimate = pooled_interval([original - arm])
         assert estimate.low is not None and estimate.high is not None
         covered.append(estimate.low <= 6 <= estimate.high)
         recovery = recovery_of(original - arm, original - pristine)
@@ -263,7 +282,7 @@ def test_the_pooled_interval_covers_the_mean_of_unequal_trainers() -> None:
 
 def test_the_bootstrap_is_deterministic_and_near_the_t_interval_for_many_pairs() -> None:
     d = np.random.default_rng(0).normal(3, 1, 60)
-    found, t = bootstrap_interval([d]), mean_interval(d)
+    found, t = bootstrap_interval([d]), pooled_interval([d])
     assert found == bootstrap_interval([d]) and found is not None and DRAWS >= 1000
     assert found == (pytest.approx(t.low, abs=0.05), pytest.approx(t.high, abs=0.05))
     assert bootstrap_interval([d[:4]]) is None

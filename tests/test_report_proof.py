@@ -103,13 +103,13 @@ def test_the_gains_are_those_of_the_last_snapshots(proved: Run) -> None:
     for x in lines(PROOF):
         if (x["trainer"], x["nimg"], x["reference"]) == ("ddm-32", 400_000, "held-out") and x["arm"] in wanted:
             wanted[x["arm"]].append(x["figures"]["FD-EffNet"])
-    difference = np.subtract(wanted["original"], wanted["combined"])
+    ratio = np.exp(np.log(np.divide(wanted["combined"], wanted["original"])).mean())
     combined = of(figures, "combined", "ddm-32")
-    assert combined["gain"]["value"] == pytest.approx(difference.mean()) and combined["pairs"] == 5
+    assert combined["gain"]["value"] == pytest.approx(1 - ratio) and combined["pairs"] == 5
     assert combined["verdict"] == GAIN and combined["missing"] == [] and combined["bootstrap"] is not None
     assert 0.4 < combined["recovery"]["low"] < combined["recovery"]["value"] < combined["recovery"]["high"] < 1
     assert of(figures, "null", "gan-32")["verdict"] == NOT_SHOWN and of(figures, "null", "gan-32")["chance"] is None
-    assert of(figures, "combined", None)["relative"]["low"] > 0.2 and of(figures, "combined", None)["gain"] is None
+    assert of(figures, "combined", None)["gain"]["low"] > 0.2 and of(figures, "combined", None)["base"] is None
 
 
 def test_what_is_said_names_the_interval_and_the_verdict(proved: Run, tmp_path: Path) -> None:
@@ -164,14 +164,18 @@ def test_other_figures_and_references_are_there_too(proved: Run) -> None:
     assert next(g for g in recall["gains"] if g["arm"] == "combined")["gain"]["value"] > 0, "more is better"
 
 
-def test_missing_jobs_are_named_on_the_page(copy: Run) -> None:
+@pytest.mark.parametrize("left", ["nothing", "an earlier snapshot"])
+def test_missing_jobs_are_named_on_the_page(copy: Run, left: str) -> None:
+    of_the_job = b'"combined-gan-32-s3"', b'"nimg": 400000' if left == "an earlier snapshot" else b""
     whole = metrics_path(copy).read_bytes().splitlines(keepends=True)
-    metrics_path(copy).write_bytes(b"".join(x for x in whole if b'"combined-gan-32-s3"' not in x))
+    metrics_path(copy).write_bytes(b"".join(x for x in whole if not all(part in x for part in of_the_job)))
     figures = figures_of(Path(copy.root))
     assert of(figures, "combined", "gan-32")["missing"] == ["combined-gan-32-s3"]
     assert of(figures, "combined", "gan-32")["pairs"] == 4 and figures["proof"]["scored"] == 69
+    assert "9 of 10 pairs" in figures["proof"]["said"][1]
     html = (Path(copy.root) / "report.html").read_text()
     assert "This proof is not complete." in html and "combined-gan-32-s3" in html
+    assert html.count(">of 5</small>") == 1 and html.count(">of 10</small>") == 1
 
 
 def test_a_declared_proof_without_figures(copy: Run) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,7 +20,6 @@ from pipelines.proof.intervals import (
     Recovery,
     bootstrap_interval,
     chance_of_null,
-    mean_interval,
     pooled_interval,
     recovery_of,
 )
@@ -60,17 +59,19 @@ class Gain:
 
     Attributes:
         over: the arm that it is compared with.
-        trainer: None: all of them pooled, in ``relative`` alone, for their distances have no common unit.
-        pairs: that both arms have, over all trainers.
-        base, value: means of ``over`` and of the arm over these pairs.
-        gain: mean difference, positive where the arm is better.
-        relative: by how much the figure fell (or rose, where more is better), as a share of the other's: from the
-            mean of the logarithms. None where a figure is not above zero.
-        bootstrap: percentile interval of ``gain``, or of ``relative`` where pooled; from ``LEAST_BOOTSTRAP`` pairs on.
-            With few pairs it is too narrow: the verdict goes by the t interval.
+        trainer: None: all of them pooled, each as heavy.
+        pairs, planned: that both arms have, and that were declared, over all trainers.
+        base, value: means of ``over`` and of the arm over these pairs, of a single trainer.
+        gain: by how much the figure fell (or rose, where more is better): positive where the arm is better. The verdict
+            goes by this interval.
+        shares: whether ``gain``, ``bootstrap`` and ``chance`` are shares of the other's figure, from the mean of the
+            logarithms. Distances spread as shares do, and those of trainers have no other common unit. False where a
+            figure is not above zero, as kernel distances may be: then they are mean differences.
+        bootstrap: percentile interval of ``gain``, from ``LEAST_BOOTSTRAP`` pairs on. With few pairs it is too narrow:
+            the verdict goes by the t interval.
         chance: a gain of so many pairs is within plus and minus this in 95 % of all cases where nothing but seeds
-            differs, as the null arm tells; in the unit that ``bootstrap`` is in.
-        recovery: of what pristine data gain over the original.
+            differs, as the null arm tells.
+        recovery: of what pristine data gain over the original, both as differences.
         missing: jobs without this figure: their pairs are left out.
     """
 
@@ -78,10 +79,11 @@ class Gain:
     over: str
     trainer: str | None
     pairs: int
+    planned: int
     base: float | None
     value: float | None
     gain: Estimate | None
-    relative: Estimate | None
+    shares: bool
     bootstrap: tuple[float, float] | None
     chance: float | None
     recovery: Recovery | None
@@ -138,12 +140,16 @@ def gains(lines: Iterable[Line], planned: Iterable[Job], measure: Measure, over:
         if arm == over:
             continue
         trained = [t for t in trainers if any(j.arm == arm and j.trainer == t for j in jobs)]
-        each = [_gain_of(arm, over, trainer, jobs, last, measure) for trainer in trained]
-        found += each
+        found += [_gain_of(arm, over, [trainer], jobs, last, measure) for trainer in trained]
         if len(trained) > 1:
-            found.append(_pooled(arm, over, each, last, measure))
+            found.append(_gain_of(arm, over, trained, jobs, last, measure))
     order = {trainer: i for i, trainer in enumerate(trainers)}
     return sorted(found, key=lambda g: order.get(g.trainer or "", len(order)))
+
+
+def measured_to_the_end(lines: Iterable[Line], planned: Iterable[Job], measure: Measure) -> int:
+    """Jobs of which there is the figure that a gain is made from."""
+    return sum(map(len, _last_figures(lines, list(planned), measure).values()))
 
 
 def curves(lines: Iterable[Line], planned: Iterable[Job], measure: Measure) -> list[Curve]:
@@ -195,85 +201,71 @@ def _last_figures(lines: Iterable[Line], jobs: Sequence[Job], measure: Measure) 
     return last
 
 
-def _gain_of(arm: str, over: str, trainer: str, jobs: Sequence[Job], last: _Last, measure: Measure) -> Gain:
-    of_base, of_arm = last.get((over, trainer), {}), last.get((arm, trainer), {})
-    wanted = [j for j in jobs if j.trainer == trainer and j.arm in (over, arm)]
-    missing = tuple(j.name for j in wanted if j.pair not in last.get((j.arm, trainer), {}))
-    pairs = sorted(of_base.keys() & of_arm.keys())
-    if not pairs:
-        return Gain(arm, over, trainer, 0, None, None, None, None, None, None, None, NOT_MEASURED, missing)
-    d = _differences(last, arm, over, trainer, measure, pairs)
-    logs = _log_ratios(last, arm, over, trainer, measure)
-    nulls = _differences(last, "null", "original", trainer, measure)
-    chance = None if arm == "null" else chance_of_null([nulls] if len(nulls) else [], [len(pairs)])
-    estimate = mean_interval(d)
-    return Gain(
+def _gain_of(arm: str, over: str, trainers: Sequence[str], jobs: Sequence[Job], last: _Last, measure: Measure) -> Gain:
+    """With one trainer, or pooled over several: one without a pair makes that impossible, as the rest would be another
+    question.
+    """
+    wanted = [j for j in jobs if j.trainer in trainers and j.arm in (over, arm)]
+    missing = tuple(j.name for j in wanted if j.pair not in last.get((j.arm, j.trainer), {}))
+    # One scale for all that is compared by this measure.
+    shares = all(value > 0 for figures in last.values() for value in figures.values())
+    groups = [_differences(last, arm, over, t, measure, logs=shares) for t in trainers]
+    alone = trainers[0] if len(trainers) == 1 else None
+    gain = Gain(
         arm=arm,
         over=over,
-        trainer=trainer,
-        pairs=len(pairs),
-        base=float(np.mean([of_base[p] for p in pairs])),
-        value=float(np.mean([of_arm[p] for p in pairs])),
-        gain=estimate,
-        relative=None if logs is None else _as_shares(mean_interval(logs), measure),
-        bootstrap=bootstrap_interval([d]),
-        chance=chance,
-        recovery=_recovery(arm, trainer, last, measure) if over == "original" else None,
-        verdict=verdict_of(estimate, chance),
-        missing=missing,
-    )
-
-
-def _pooled(arm: str, over: str, each: Sequence[Gain], last: _Last, measure: Measure) -> Gain:
-    """Over trainers, as ratios. A trainer without a pair makes it impossible: the rest would be another question."""
-    missing = tuple(name for gain in each for name in gain.missing)
-    pairs = sum(gain.pairs for gain in each)
-    trainers = [str(gain.trainer) for gain in each]
-    logs = [logs for t in trainers if (logs := _log_ratios(last, arm, over, t, measure)) is not None and len(logs)]
-    if len(logs) < len(each):
-        verdict = NOT_SHOWN if pairs else NOT_MEASURED
-        return Gain(arm, over, None, pairs, None, None, None, None, None, None, None, verdict, missing)
-    nulls = [n for t in trainers if (n := _log_ratios(last, "null", "original", t, measure)) is not None and len(n)]
-    chance = None
-    if arm != "null" and len(nulls) == len(logs):
-        chance = chance_of_null(nulls, [len(group) for group in logs])
-    estimate, spread = pooled_interval(logs), bootstrap_interval(logs)
-    shares = None if spread is None else (_as_share(spread[0], measure), _as_share(spread[1], measure))
-    return Gain(
-        arm=arm,
-        over=over,
-        trainer=None,
-        pairs=pairs,
-        base=None,
-        value=None,
+        trainer=alone,
+        pairs=sum(map(len, groups)),
+        planned=sum(j.arm == arm for j in wanted),
+        base=_mean_of_pairs(last, over, arm, alone),
+        value=_mean_of_pairs(last, arm, over, alone),
         gain=None,
-        relative=_as_shares(estimate, measure),
-        bootstrap=shares,
-        chance=None if chance is None else _as_share(chance, measure),
-        recovery=None,
-        verdict=verdict_of(estimate, chance),
+        shares=shares,
+        bootstrap=None,
+        chance=None,
+        recovery=_recovery(arm, alone, last, measure) if alone and over == "original" else None,
+        verdict=NOT_SHOWN if any(map(len, groups)) else NOT_MEASURED,
         missing=missing,
     )
+    if not all(map(len, groups)) or (alone is None and not shares):
+        return gain
+    estimate, spread = pooled_interval(groups), bootstrap_interval(groups)
+    nulls = [_differences(last, "null", "original", t, measure, logs=shares) for t in trainers]
+    chance = None if arm == "null" else chance_of_null(nulls, [len(group) for group in groups])
+    verdict = verdict_of(estimate, chance)
+    if shares:
+        estimate, chance = _as_shares(estimate, measure), None if chance is None else _as_share(chance, measure)
+        spread = None if spread is None else (_as_share(spread[0], measure), _as_share(spread[1], measure))
+    return replace(gain, gain=estimate, bootstrap=spread, chance=chance, verdict=verdict)
+
+
+def _pairs(last: _Last, one: str, other: str, trainer: str) -> list[int]:
+    """That both arms have."""
+    return sorted(last.get((one, trainer), {}).keys() & last.get((other, trainer), {}).keys())
+
+
+def _mean_of_pairs(last: _Last, arm: str, other: str, trainer: str | None) -> float | None:
+    """Of an arm, over the pairs that the other has too."""
+    pairs = _pairs(last, arm, other, trainer) if trainer else ()
+    return float(np.mean([last[arm, str(trainer)][p] for p in pairs])) if pairs else None
 
 
 def _differences(
-    last: _Last, arm: str, over: str, trainer: str, measure: Measure, pairs: Sequence[int] | None = None
+    last: _Last,
+    arm: str,
+    over: str,
+    trainer: str,
+    measure: Measure,
+    pairs: Sequence[int] | None = None,
+    *,
+    logs: bool = False,
 ) -> Numbers:
-    """Gains of the pairs that both arms have, positive where ``arm`` is better."""
+    """Gains of the pairs that both arms have, positive where ``arm`` is better; of the logarithms if they are asked."""
     of_base, of_arm = last.get((over, trainer), {}), last.get((arm, trainer), {})
-    pairs = sorted(of_base.keys() & of_arm.keys()) if pairs is None else pairs
+    pairs = _pairs(last, over, arm, trainer) if pairs is None else pairs
     sign = -1 if measure.more_is_better else 1
-    return np.array([sign * (of_base[p] - of_arm[p]) for p in pairs], np.float64)
-
-
-def _log_ratios(last: _Last, arm: str, over: str, trainer: str, measure: Measure) -> Numbers | None:
-    """The same of logarithms; None where a figure has none (kernel distances may be negative)."""
-    of_base, of_arm = last.get((over, trainer), {}), last.get((arm, trainer), {})
-    pairs = sorted(of_base.keys() & of_arm.keys())
-    if any(of_base[p] <= 0 or of_arm[p] <= 0 for p in pairs):
-        return None
-    sign = -1 if measure.more_is_better else 1
-    return np.array([sign * math.log(of_base[p] / of_arm[p]) for p in pairs], np.float64)
+    base, value = (np.array([figures[p] for p in pairs], np.float64) for figures in (of_base, of_arm))
+    return sign * (np.log(base / value) if logs else base - value)
 
 
 def _recovery(arm: str, trainer: str, last: _Last, measure: Measure) -> Recovery | None:

@@ -43,15 +43,6 @@ class Recovery:
     why: str | None = None
 
 
-def mean_interval(differences: Sequence[float] | Numbers) -> Estimate:
-    """Mean of independent differences with Student's t interval; the interval is None of a single one."""
-    d = np.asarray(differences, np.float64)
-    if len(d) < 2:
-        return Estimate(float(d.mean()), None, None)
-    half = _quantile(len(d) - 1) * float(d.std(ddof=1)) / math.sqrt(len(d))
-    return Estimate(float(d.mean()), float(d.mean()) - half, float(d.mean()) + half)
-
-
 def delta_interval(value: float, influence: Numbers | None, more: float = 0.0) -> Estimate:
     """A value and its 95 % interval by the delta method: of the images' influences, N; without these there is none.
 
@@ -65,9 +56,10 @@ def delta_interval(value: float, influence: Numbers | None, more: float = 0.0) -
 
 
 def pooled_interval(groups: Sequence[Numbers]) -> Estimate:
-    """Mean of the groups' means, each group as heavy, with Welch's and Satterthwaite's t interval.
+    """Mean of the groups' means, each group as heavy, with Welch's and Satterthwaite's t interval: of one, Student's.
 
-    It is of these groups: trainers are not a sample of all trainers there could be.
+    Without an interval where a group has a single difference. It is of these groups: trainers are not a sample of all
+    trainers there could be.
     """
     value = float(np.mean([g.mean() for g in groups]))
     if any(len(g) < 2 for g in groups):
@@ -94,17 +86,20 @@ def chance_of_null(nulls: Sequence[Numbers], pairs: Sequence[int]) -> float | No
     """How far from zero the mean gain of so many pairs comes in ``LEVEL`` of all cases, if nothing differs but seeds.
 
     The null arm's expected gain is zero and known to be: its mean square around zero has as many degrees of freedom as
-    it has pairs. The null's seeds are not shared with the original, so its pairs vary at least as much as others'.
+    it has pairs; of several trainers Satterthwaite's. The null's seeds are not shared with the original, so its pairs
+    vary at least as much as others'.
 
     Args:
         nulls: the null arm's gains, of each trainer.
         pairs: of the arm that is judged, of each trainer.
     """
-    degrees = sum(len(n) for n in nulls)
     if not nulls or any(len(n) == 0 for n in nulls):
         return None
-    variance = sum(float((n**2).mean()) / k for n, k in zip(nulls, pairs, strict=True)) / len(nulls) ** 2
-    return _quantile(degrees) * math.sqrt(variance)
+    parts = np.array([(n**2).mean() / k for n, k in zip(nulls, pairs, strict=True)]) / len(nulls) ** 2
+    if not parts.sum():
+        return 0.0
+    degrees = float(parts.sum() ** 2 / sum(p**2 / len(n) for p, n in zip(parts, nulls, strict=True)))
+    return _quantile(degrees) * math.sqrt(parts.sum())
 
 
 def recovery_of(gains: Sequence[float] | Numbers, pristine: Sequence[float] | Numbers) -> Recovery:

@@ -61,10 +61,10 @@ def draw_curves(found: Mapping[str, Any], path: Path) -> None:
         for i, gain in enumerate(gains):
             value, low, high = (gain["gain"][end] for end in ("value", "low", "high"))
             if low is not None:
-                right.plot([low, high], [i, i], color=COLOURS[gain["arm"]])
-            right.plot(value, i, "o", color=COLOURS[gain["arm"]])
+                right.plot([100 * low, 100 * high], [i, i], color=COLOURS[gain["arm"]])
+            right.plot(100 * value, i, "o", color=COLOURS[gain["arm"]])
         right.axvline(0, color="black", linewidth=0.5)
-        right.set(title=f"gain over original, {measure}", yticks=range(len(gains)))
+        right.set(title=f"gain over original, % of {measure}", yticks=range(len(gains)))
         right.set_yticklabels([f"{g['arm']} ({g['pairs']})" for g in gains])
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

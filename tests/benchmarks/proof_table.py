@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 HEAD: Final = (
-    "trainer", "arm", "its data", "trained on it", "pairs", "gain", "seeds alone", "verdict", "recovery",
-    "over `filter`",
+    "trainer", "arm", "its data", "trained on it", "pairs", "gain, %", "seeds alone, %", "verdict", "recovery",
+    "over `filter`, %",
 )  # fmt: skip
 
 
@@ -25,18 +25,22 @@ def table_of(found: Mapping[str, Any]) -> str:
         for gain in measured:
             rows.append((
                 trainer, gain["arm"], _number(own.get(gain["arm"])), _number(gain["value"]), str(gain["pairs"]),
-                _estimate(gain["gain"]), _number(gain["chance"]), gain["verdict"], _estimate(gain["recovery"], 2),
-                _estimate(over_filter.get((trainer, gain["arm"]))),
+                _percent(gain["gain"]), _number(gain["chance"], 1, 100), gain["verdict"],
+                _estimate(gain["recovery"], 2), _percent(over_filter.get((trainer, gain["arm"]))),
             ))  # fmt: skip
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _number(value: float | None, digits: int = 0) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None, digits: int = 0, times: float = 1) -> str:
+    return "" if value is None else f"{times * value:.{digits}f}"
 
 
-def _estimate(estimate: Mapping[str, Any] | None, digits: int = 0) -> str:
+def _estimate(estimate: Mapping[str, Any] | None, digits: int = 0, times: float = 1) -> str:
     if estimate is None or estimate["value"] is None:
         return ""
-    value, low, high = (_number(estimate[end], digits) for end in ("value", "low", "high"))
+    value, low, high = (_number(estimate[end], digits, times) for end in ("value", "low", "high"))
     return f"{value} ({low} to {high})" if low else value
+
+
+def _percent(share: Mapping[str, Any] | None) -> str:
+    return _estimate(share, 1, 100)
