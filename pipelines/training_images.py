@@ -68,7 +68,7 @@ class TrainingImages:
             least_sigma: in EDM's units. Ambient-o found 1.6 for a blur of 0.6 pixels at 32 x 32.
 
         Raises:
-            ConfigError: an image has no label or no severity, and it is needed.
+            ConfigError: an image has no label or no severity, and it is needed; or all are bad.
         """
         from idm_core.generators import Images
 
@@ -86,7 +86,12 @@ class TrainingImages:
                 key = self.keys[int(np.isnan(self.severities).argmax())]
                 raise ConfigError(f"the severity of {key} is not known; run `idm-curate restore` first")
             least = np.where(self.severities >= bad_from, least_sigma, 0.0).astype(np.float32)
-        levels = None if least is None else hashlib.sha256(least.tobytes()).hexdigest()
+            if least.all():
+                raise ConfigError(
+                    f"all {len(least):,} images are of severity {bad_from:g} and more: none is left to learn from at "
+                    "low noise; leave out the arm `weighted`, or raise severe_from"
+                )
+        levels = None if least is None else f"noise first, {hashlib.sha256(least.tobytes()).hexdigest()}"
         return Images(self.pixels, labels, least, rundir.fingerprint(self.fingerprint, classes, levels))
 
 

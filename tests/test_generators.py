@@ -92,20 +92,39 @@ def test_heun_evaluates_twice_a_step_but_for_the_last() -> None:
 
 
 def test_sigmas_are_log_normal() -> None:
-    logs = ddm.draw_sigma(torch.rand(20_000, generator=torch.Generator().manual_seed(0)), None).log()
+    logs = edm.sigma_at(torch.rand(20_000, generator=torch.Generator().manual_seed(0))).log()
     assert logs.mean().item() == pytest.approx(-1.2, abs=0.03)
     assert logs.std().item() == pytest.approx(1.2, abs=0.03)
 
 
-def test_bad_images_are_never_seen_below_their_noise() -> None:
-    u = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-    good = ddm.draw_sigma(u, None)
-    for least in (0.01, 0.3, 1.6, 40.0):
-        sigma = ddm.draw_sigma(u, torch.full_like(u, least))
-        assert (sigma >= least).all()
-        if least < 2:  # above it they are spread as all the noise there is
-            assert sigma.median().item() == pytest.approx(good[good >= least].median().item(), rel=0.1)
-    torch.testing.assert_close(ddm.draw_sigma(u, torch.zeros_like(u)), good)
+@pytest.mark.parametrize("bad", [0.1, 0.9])
+def test_bad_images_are_never_seen_below_their_noise_and_noise_is_spread_as_ever(bad: float) -> None:
+    """Whatever the share of bad images; above their noise they are seen as often as others."""
+    count = 400
+    pixels = np.arange(count, dtype=np.uint16).view(np.uint8).reshape(count, 1, 1, 2)  # an image knows its number
+    pixels = np.concatenate([pixels, np.zeros((count, 1, 1, 1), np.uint8)], axis=3)
+    least = np.where(np.arange(count) < bad * count, 1.0, 0.0).astype(np.float32)
+    images = Images(pixels, least_sigma=least)
+    sigmas, numbers = [], []
+    for first in range(0, 40_000, 80):
+        batch = batch_at(images, first, 80, seed=3, mirror=False, device="cpu")
+        assert batch.sigma is not None
+        low, high = ((batch.real[:, :2, 0, 0] + 1) * 127.5).round().int().T
+        sigmas.append(batch.sigma)
+        numbers.append(low + 256 * high)
+    sigma, number = torch.cat(sigmas), torch.cat(numbers)
+    assert not (torch.from_numpy(least)[number] > sigma).any()
+    assert sigma.log().mean().item() == pytest.approx(-1.2, abs=0.03)
+    assert sigma.log().std().item() == pytest.approx(1.2, abs=0.03)
+    noisy = sigma >= 1
+    assert (number[noisy] < bad * count).float().mean().item() == pytest.approx(bad, abs=0.03)
+    seen = number[~noisy].bincount(minlength=count)[int(bad * count) :]  # of the good ones none is favoured
+    assert seen.float().mean() * 0.5 < seen.min() and seen.max() < seen.float().mean() * 1.6
+
+
+def test_without_good_images_there_is_nothing_to_learn_at_low_noise() -> None:
+    with pytest.raises(ValueError, match="at least one has to be 0"):
+        Images(SQUARES.pixels, least_sigma=np.full(len(SQUARES.pixels), 0.5, np.float32))
 
 
 def test_training_draws_noise_by_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,6 +204,8 @@ def test_null_is_the_original_and_weighted_too_but_for_what_it_learns_of_the_sev
     assert weighted.least_sigma.tolist() == [np.float32(0.9 if s else 0) for s in severe]
     folder = Path(run.root) / "jobs" / "images"
     assert not list(folder.glob("null-*")) and not list(folder.glob("weighted-*"))
+    with pytest.raises(ConfigError, match="none is left to learn from"):
+        training_images(run, proof.model_copy(update={"severe_from": 0.0}), "weighted", SIDE)
 
 
 def test_severe_is_what_the_restorer_worked_by_or_what_was_declared(run: Run) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idm_core.chains.edm import SIGMA_MAX
+from idm_core.chains.edm import SIGMA_MAX, sigma_at
 from idm_core.degradations import sample_generator
 
 
@@ -43,6 +43,8 @@ class Images:
             raise ValueError(f"image {int(self.labels.argmin())} has no class, or a negative one")
         if self.least_sigma is not None and not ((self.least_sigma >= 0) & (self.least_sigma < SIGMA_MAX)).all():
             raise ValueError(f"least_sigma: all have to be at least 0 and below {SIGMA_MAX:g}")
+        if self.least_sigma is not None and self.least_sigma.all():
+            raise ValueError("least_sigma: at low noise there is no image to learn from; at least one has to be 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +55,36 @@ class Batch:
         first: position of the first of them.
         real: N3HW in [-1, 1], channels_last.
         label: N int64, or None.
-        least_sigma: N float32, or None.
+        sigma: N float32, the noise that each image was chosen for; None where all images may have any.
     """
 
     first: int
     real: Tensor
     label: Tensor | None
-    least_sigma: Tensor | None
+    sigma: Tensor | None
 
 
 def batch_at(images: Images, first: int, size: int, seed: int, mirror: bool, device: str) -> Batch:
-    """The images at positions ``first`` to ``first + size - 1``; half of them mirrored if ``mirror``."""
+    """The images at positions ``first`` to ``first + size - 1``; half of them mirrored if ``mirror``.
+
+    With ``least_sigma`` the noise is drawn first, so that it is distributed as EDM has it, and an image that may not
+    have it gives its place to the next one that may: Ambient-o (arXiv 2506.10038). A bad photograph under enough noise
+    looks like a good one.
+    """
     positions = np.arange(first, first + size)
     epochs, places = np.divmod(positions, len(images.pixels))
     indices, mirrored = np.empty(size, np.int64), np.empty(size, np.bool_)
+    # Of the same draws as everybody's sigma on a CPU: arms of a pair see the same noise.
+    sigma = None
+    if images.least_sigma is not None:
+        sigma = sigma_at(torch.rand(size, generator=draws(seed, f"noise {first}", "cpu")))
     for epoch in np.unique(epochs).tolist():
         order, flips = epoch_order(len(images.pixels), seed, epoch)
         there = epochs == epoch
         indices[there], mirrored[there] = order[places[there]], flips[places[there]]
+        if images.least_sigma is not None and sigma is not None:
+            for i in np.flatnonzero(there):
+                indices[i] = _next_with_noise(float(sigma[i]), images.least_sigma, order, int(places[i]))
     pixels = images.pixels[indices]
     if mirror:
         pixels[mirrored] = pixels[mirrored, :, ::-1]
@@ -79,8 +93,15 @@ def batch_at(images: Images, first: int, size: int, seed: int, mirror: bool, dev
         first,
         real.float() / 127.5 - 1,
         torch.from_numpy(images.labels[indices]).to(device) if images.labels is not None else None,
-        torch.from_numpy(images.least_sigma[indices]).to(device) if images.least_sigma is not None else None,
+        None if sigma is None else sigma.to(device),
     )
+
+
+def _next_with_noise(sigma: float, least: NDArray[np.float32], order: NDArray[np.int64], place: int) -> int:
+    """The first image from a place on, round and round, that may be seen at ``sigma``; one of them may be at any."""
+    while least[index := int(order[place % len(order)])] > sigma:
+        place += 1
+    return index
 
 
 @lru_cache(maxsize=2)

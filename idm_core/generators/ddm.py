@@ -27,24 +27,6 @@ def denoise(network: nn.Module, x: Tensor, sigma: Tensor, label: Tensor | None) 
     return c_skip * x + c_out * output.float()
 
 
-def draw_sigma(u: Tensor, least: Tensor | None) -> Tensor:
-    """Training's sigmas, N: log-normal, and cut off below ``least`` where that is given.
-
-    With ``least`` an image teaches the network nothing below a noise level of its own: a bad photograph under enough
-    noise looks like a good one. So Ambient-o (arXiv 2506.10038) learns from both. It draws the noise first and then an
-    image that may have it; here the image comes first, so that every image is seen equally often and no step is wasted.
-    The price: noise above ``least`` is seen a little more often than EDM's distribution has it.
-
-    Args:
-        u: N, uniform in [0, 1).
-        least: N; 0 for good images.
-    """
-    if least is None:
-        return edm.sigma_at(u)
-    quantile = torch.special.ndtr((least.log() - edm.P_MEAN) / edm.P_STD)
-    return torch.maximum(edm.sigma_at(quantile + (1 - quantile) * u), least)  # rounding may not lead below it
-
-
 def loss(network: nn.Module, x0: Tensor, sigma: Tensor, noise: Tensor, label: Tensor | None) -> Tensor:
     """Each image's loss, N, about 1 at every sigma for a network that is new; equation 8."""
     _, c_out, _ = edm.scalings(sigma[:, None, None, None])

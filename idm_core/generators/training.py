@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from idm_core.chains import edm
 from idm_core.generators import adversarial, ddm
 from idm_core.generators.batches import Batch, Images, batch_at, draws
 from idm_core.generators.presets import GanPreset, GeneratorPreset
@@ -182,7 +183,7 @@ def ddm_step(
         u = torch.rand(len(batch.real), generator=draw, device=draw.device)
         noise = torch.randn(batch.real.shape, generator=draw, device=draw.device)
         with autocast():
-            sigma = ddm.draw_sigma(u, batch.least_sigma)
+            sigma = edm.sigma_at(u) if batch.sigma is None else batch.sigma
             loss = ddm.loss(networks["generator"], batch.real, sigma, noise, _label(batch, config)).mean()
         torch.autograd.backward(loss / config.accumulate)
         total = total + loss.detach()

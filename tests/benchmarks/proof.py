@@ -303,7 +303,7 @@ def table() -> None:
             table_of(found),
             *found["said"],
             *found["over_filter"]["said"],
-            *filter(None, [found["balance"]]),
+            *filter(None, [found["balance"], found.get("note")]),
         ]
     text = "\n\n".join(parts) + "\n"
     (RESULTS / "proof.md").write_text(text, encoding="utf-8")
