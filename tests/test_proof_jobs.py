@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import skimage
+import yaml
 
 from idm_core.generators import batches
 from idm_core.generators import training as generators_training
@@ -108,6 +109,16 @@ def test_killed_at_any_point_the_same_command_ends_with_the_same_bits(
     assert results(run) != results(whole)
     curate("retrain", run, "--workers", 0)  # as it was declared
     assert results(run) == results(whole)
+
+
+def test_what_was_trained_on_is_not_measured_by_another_split(whole: Path, tmp_path: Path) -> None:
+    """Else the reference would hold images that the generators have seen."""
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    policy = storage.read_json(str(run / "views" / "default.json"))["policy"] | {"validation": 0.4}
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy))
+    curate("select", run, "--policy", tmp_path / "policy.yaml")
+    assert "arm original held other images" in curate("evaluate", run, code=1)
+    assert not (run / "metrics.jsonl").exists()
 
 
 def test_pairs_differ_in_nothing_but_their_arm(run: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from manifests import storage
+from manifests.errors import RunError
 from manifests.rundir import Run
 from pipelines.config import Resources
 from pipelines.detectors import OpenDetector
@@ -32,13 +34,40 @@ def score(run: Run, proof: Proof, resources: Resources, detectors: Sequence[Open
 
     Raises:
         ConfigError: a detector's file, an arm or the reference is missing.
+        RunError: a job was trained on other images than its arm holds now.
         SourceError: the reference cannot be read.
     """
     measured_by = detectors or detectors_of(proof)
     sides = {trainer: resolution_of(proof, trainer) for trainer in proof.trainers}
+    check_images(run, proof, sides)
     references, data = sets_of(run, proof, sorted(set(sides.values())))
     scored = [*data, *trained(run, proof, sides)]
     return score_sets(run, scored, references, measured_by, resources)
+
+
+def check_images(run: Run, proof: Proof, resolutions: Mapping[str, int]) -> None:
+    """See that every job was trained on what its arm holds now.
+
+    A view that is decided anew moves images between the training sets and the reference: what a generator has seen
+    would be what it is measured by.
+
+    Raises:
+        RunError: one was not.
+    """
+    from pipelines.proof.arms import training_images
+
+    now = dict[tuple[str, int], str]()
+    for job in jobs(proof):
+        about, side = job.folder(run) / "job.json", resolutions[job.trainer]
+        if not about.exists():
+            continue
+        if (job.arm, side) not in now:
+            now[job.arm, side] = training_images(run, proof, job.arm, side).fingerprint
+        if storage.read_json(str(about))["images"] != now[job.arm, side]:
+            raise RunError(
+                f"{about}: arm {job.arm} held other images when this job was trained; decide by the policy of then "
+                f"again (`idm-curate select {run.root}`), or prove it in another run directory"
+            )
 
 
 # ---- What there is to measure
