@@ -135,6 +135,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     staged.replace(path)
 
 
+def load_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file, whose tensors are left alone; CheckpointError where it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+
+
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; CheckpointError where it cannot be read."""
     try:

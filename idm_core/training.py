@@ -6,6 +6,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def train(
     if config.accumulate % world:
         raise ValueError(f"{world} processes share {config.accumulate} batches a step: accumulate has to be a multiple")
     bf16 = use_bf16(config.precision, device)
+    autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=bf16)
     preset, images_per_step = config.preset, config.batch * config.accumulate
     chain = chain_of(preset)
 
@@ -158,14 +160,15 @@ def train(
             )
             position, jitter = batch.position.to(device), config.jitter * batch.jitter.to(device)
 
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-                # Some inputs are what the model itself makes of them.
-                own = round(config.self_share * config.batch) if batch.first >= config.self_after else 0
-                if own:
-                    with torch.no_grad():
-                        severity = true_severity(truth[:own], y[:own])
-                        y[:own] = restore_once(preset, networks, y[:own], severity, noise[-own:])
+            # Some inputs are what the model itself makes of them. In an autocast of its own: older versions of torch
+            # keep the weights that were rounded here, without gradients, for the pass that needs them.
+            own = round(config.self_share * config.batch) if batch.first >= config.self_after else 0
+            if own:
+                with autocast(), torch.no_grad():
+                    severity = true_severity(truth[:own], y[:own])
+                    y[:own] = restore_once(preset, networks, y[:own], severity, noise[-own:])
 
+            with autocast():
                 # The chain.
                 severity = true_severity(truth, y)
                 told = (severity + jitter).clamp(0, 1)

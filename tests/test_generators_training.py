@@ -19,7 +19,7 @@ from idm_core.generators import training as training_module
 from idm_core.generators.batches import batch_at
 from idm_core.generators.presets import DDM_PRESETS, GAN_PRESETS
 from idm_core.generators.resnet import Discriminator, Generator
-from idm_core.generators.snapshot import Config, load_snapshot, new_network, save_snapshot
+from idm_core.generators.snapshot import Config, load_snapshot, new_network, read_config, save_snapshot
 from idm_core.generators.training import annealed, learning_rate, snapshot_path
 from idm_core.training_state import STATE
 from pipelines.metrics.frechet import frechet_distance, statistics_of
@@ -152,6 +152,24 @@ def test_bf16_is_fp32_a_little_coarser(preset: DdmPreset | GanPreset, tmp_path: 
     assert exact == pytest.approx(coarse, rel=0.05)
     state = load_file(tmp_path / "bf16" / STATE)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    snapshots = [next((tmp_path / precision).glob("snapshot-*")) for precision in ("fp32", "bf16")]
+    assert [read_config(path).trained["precision"] for path in snapshots] == ["fp32", "bf16"]
+    for path, precision in zip(snapshots, ("fp32", "bf16"), strict=True):  # by itself, as it was trained
+        assert np.array_equal(sample(path, 4, 0), sample(path, 4, 0, precision=precision))
+
+
+@PRESETS
+def test_a_training_does_not_change_its_precision_on_the_way(
+    preset: DdmPreset | GanPreset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What auto means is another thing on another node."""
+    for nimg, native in ((16, True), (32, False)):
+        monkeypatch.setattr(training_module, "use_bf16", lambda precision, device, native=native: native)
+        if native:
+            train(SQUARES, config(preset, nimg), tmp_path)
+        else:
+            with pytest.raises(CheckpointError, match=r"other options \(precision\)"):
+                train(SQUARES, config(preset, nimg), tmp_path)
 
 
 def test_divergence_is_said(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from idm_core.checkpoint import CheckpointError, check_weights, load_tensors, save_tensors
+from idm_core.checkpoint import CheckpointError, check_weights, load_metadata, load_tensors, save_tensors
 from idm_core.degradations import sample_generator
 from idm_core.generators import ddm
 from idm_core.generators.presets import DdmPreset, GanPreset, GeneratorPreset
@@ -23,8 +23,6 @@ from idm_core.tiles import fixed_batches
 from idm_core.training import use_bf16
 
 FORMAT: Final = "idm-curate generator, version 1"
-#: Of Heun's method: 35 evaluations an image, EDM's choice at 32 pixels.
-STEPS: Final = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +55,36 @@ def save_snapshot(path: Path, weights: Mapping[str, Tensor], config: Config) -> 
     return path
 
 
+def read_config(path: Path) -> Config:
+    """The configuration alone.
+
+    Raises:
+        CheckpointError: what is wrong with which file.
+    """
+    metadata = load_metadata(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no generator: its format is {metadata.get('format')!r}, not {FORMAT!r}")
+    return _parse_config(path, metadata.get("config", ""))
+
+
 def load_snapshot(path: Path) -> tuple[nn.Module, Config]:
     """Network in evaluation mode on the CPU, and its configuration.
 
     Raises:
         CheckpointError: what is wrong with which file.
     """
-    tensors, metadata = load_tensors(path)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no generator: its format is {metadata.get('format')!r}, not {FORMAT!r}")
-    config = _parse_config(path, metadata.get("config", ""))
+    config, (tensors, _) = read_config(path), load_tensors(path)
     with torch.device("meta"):
         expected = new_network(config.preset, len(config.class_counts)).state_dict()
     check_weights(path, config.preset.name, tensors, expected)
     network = new_network(config.preset, len(config.class_counts))
     network.load_state_dict(tensors)
     return network.eval().requires_grad_(False), config
+
+
+def steps_of(preset: GeneratorPreset) -> int:
+    """Of Heun's method, of which one is two evaluations: EDM's choices at 32 pixels, and at 64."""
+    return 18 if preset.resolution <= 32 else 40
 
 
 def sample(
@@ -82,10 +94,10 @@ def sample(
     labels: Sequence[int] | None = None,
     *,
     first: int = 0,
-    steps: int = STEPS,
+    steps: int | None = None,
     batch: int = 64,
     device: str = "cpu",
-    precision: str = "auto",
+    precision: str | None = None,
 ) -> NDArray[np.uint8]:
     """Images number ``first`` to ``first + count - 1`` of a snapshot, count x H x W x 3 uint8.
 
@@ -94,8 +106,8 @@ def sample(
 
     Args:
         labels: classes, one an image; drawn as often as the training set had each when None.
-        steps: of a diffusion model.
-        precision: fp32 | bf16 | auto, of the network, as in training; the steps between its calls are float64.
+        steps: of a diffusion model; None: ``steps_of`` says how many.
+        precision: fp32 | bf16 | auto, of the network; the steps between its calls are float64. None: as it was trained.
 
     Raises:
         CheckpointError: that is no snapshot.
@@ -104,10 +116,10 @@ def sample(
     network, config = load_snapshot(path)
     _check_labels(config, count, labels)
     network = network.to(device).to(memory_format=torch.channels_last)
-    make = _images_of(network, config.preset, steps)
+    make = _images_of(network, config.preset, steps or steps_of(config.preset))
     side = config.preset.resolution
     shape = (config.preset.latent,) if isinstance(config.preset, GanPreset) else (3, side, side)
-    bf16 = use_bf16(precision, device)
+    bf16 = use_bf16(precision or config.trained.get("precision", "auto"), device)
     shares = torch.tensor(config.class_counts, dtype=torch.float64).cumsum(0)
     images = np.empty((count, side, side, 3), np.uint8)
     for start in range(0, count, batch):

@@ -98,6 +98,7 @@ def train(
     betas = (0.0, 0.99) if isinstance(preset, GanPreset) else (0.9, 0.999)
     optimizer = torch.optim.Adam(networks.parameters(), lr=preset.lr, betas=betas, fused=True)
     options = asdict(config) | asdict(preset) | {"preset": preset.name, "images": images.fingerprint}
+    options["precision"] = "bf16" if bf16 else "fp32"  # auto would be another one on other hardware
     nimg, seconds_before = load_state(out / STATE, networks, average, optimizer, options)
     if world > 1:
         begin_together(nimg, out, device)

@@ -82,6 +82,11 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
     snapshots: int = Field(default=4, ge=1, description="of each job, evenly spaced; the last one makes the gain")
     classes: bool = Field(default=False, description="class-conditional, by the samples' labels")
     workers: int = Field(default=1, ge=1, description="processes that share each batch of a job, a GPU each")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto",
+        description="of our own trainers; auto: bf16 where the hardware has it. Name one if nodes differ",
+    )
+    compile: bool = Field(default=False, description="our own trainers' networks that make the images")
     view: str | None = Field(default=None, description="that `cleaned` and `combined` follow; none: the packed one")
     # What the arms are made with.
     severe_from: float | None = Field(default=None, ge=0, le=1, description="none: the restorer's own threshold")

@@ -42,11 +42,16 @@ class Made:
 
     def identity(self) -> str:
         """Of all that the images depend on, but for the kind of device."""
-        from idm_core.generators.snapshot import STEPS
+        from idm_core.checkpoint import CheckpointError
+        from idm_core.generators.snapshot import read_config, steps_of
 
+        try:
+            steps = steps_of(read_config(self.snapshot).preset)
+        except CheckpointError:  # whoever asks for the images is told
+            steps = None
         with self.snapshot.open("rb") as f:
             weights = hashlib.file_digest(f, "sha256").hexdigest()
-        return rundir.fingerprint("made", weights, self.seed, self.count, STEPS)
+        return rundir.fingerprint("made", weights, self.seed, self.count, steps)
 
     def images(self, device: str) -> Iterator[Pixels]:
         """RunError: the snapshot is damaged."""

@@ -123,6 +123,8 @@ def _options(proof: Proof, job: Job, classes: int) -> TrainConfig:
         seed=job.seed,
         classes=classes,
         accumulate=proof.workers,
+        precision=proof.precision,
+        compile=proof.compile,
         save_nimg=max(job.nimg // 100, LEAST_SAVED_NIMG),  # the most that a kill costs
         snapshot_nimg=-(-job.nimg // proof.snapshots),
     )
