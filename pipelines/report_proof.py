@@ -19,7 +19,7 @@ from pipelines.histograms import round_ticks
 from pipelines.proof import balance
 from pipelines.proof.gain import GAIN, LOSS, Gain, Measure, curves, data_recovery, gains, measured_to_the_end
 from pipelines.proof.metrics import read_metrics
-from pipelines.proof.plan import ARMS, Job, Proof, jobs, read
+from pipelines.proof.plan import ARMS, Job, Proof, is_declared, jobs, read
 
 #: In the order of the page: what is proved, its rival, what is to be won, and the controls.
 ORDER: Final = ("cleaned", "combined", "filter", "weighted", "pristine", "placebo", "null")
@@ -65,7 +65,7 @@ class Grid:
 
 def proof_figures(run: Run) -> dict[str, Any] | None:
     """All figures of the section; None of a run that proves nothing."""
-    if storage.is_remote(run.root) or not storage.exists(run.url("jobs", "proof.json")):
+    if storage.is_remote(run.root) or not is_declared(run):
         return None
     proof, lines = read(run), read_metrics(run)
     planned = list(jobs(proof))

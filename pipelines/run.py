@@ -43,7 +43,8 @@ def resolve(config: Config, stages: Sequence[str], root: str) -> Config:
     """
     settled = _settled(root)
     select.load_policy(config.policy)
-    paths = {"source": _absolute(config.dataset.source), "truth": _absolute(config.dataset.truth)}
+    named = {"source": config.dataset.source, "truth": config.dataset.truth}
+    paths = {key: path and _absolute(path) for key, path in named.items()}
     looks = _resolve_faces(config, stages, settled)
     if config.restore.identity is not None and looks.model == "off":
         raise ConfigError(
@@ -65,7 +66,9 @@ def _resolve_proof(proof: Proof, stages: Sequence[str], root: str) -> Proof:
     if not {"retrain", "evaluate"} & set(stages):
         return proof
     run = Run(root, {})
-    if storage.exists(run.url("jobs", "proof.json")):
+    if proof.reference != proofs.HELD_OUT:
+        proof = proof.model_copy(update={"reference": _absolute(proof.reference)})
+    if proofs.is_declared(run):
         declared, named = proofs.read(run).model_dump(), proof.model_dump(include=proof.model_fields_set)
         try:
             proof = Proof.model_validate(declared | named)
@@ -154,10 +157,8 @@ def _resolve_evidence(config: Config, stages: Sequence[str], settled: Config | N
     return config.evidence.model_copy(update=speaks)
 
 
-def _absolute(source: str | None) -> str | None:
+def _absolute(source: str) -> str:
     """Local paths made absolute (a worker has another working directory), URLs left alone."""
-    if source is None:
-        return None
     return "::".join(p if "://" in p else str(Path(p).expanduser().absolute()) for p in source.split("::"))
 
 
@@ -167,7 +168,7 @@ def opened(root: str, name: str, config: Config) -> Iterator[Run]:
     with rundir.lock(root) as notice:
         if notice:
             log.warning(notice)
-        run = rundir.create_or_open(root, name, config.of_the_bytes())
+        run = rundir.create_or_open(_absolute(root), name, config.of_the_bytes())
         rundir.empty_staging(run)
         with progress.logged_to(run):
             yield run

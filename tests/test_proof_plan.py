@@ -129,6 +129,8 @@ def test_who_names_nothing_goes_on_with_what_was_declared(run: Run) -> None:
         plan.declare(run, resolved(arms=["original"]))
     with pytest.raises(ConfigError, match="not among the trainers"):
         resolved(nimg={"gan-32": 5})
+    assert resolved(reference="refs/clean").reference == str(Path("refs/clean").absolute())
+    assert resolved(reference="s3://refs/clean").reference == "s3://refs/clean"
 
 
 def test_the_proof_is_no_part_of_what_a_runs_bytes_depend_on(tmp_path: Path) -> None:

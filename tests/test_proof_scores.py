@@ -22,7 +22,7 @@ from pipelines.config import Resources
 from pipelines.evaluate import compare
 from pipelines.feature_sets import Sampling, features_of
 from pipelines.image_sets import open_images
-from pipelines.proof import balance, detectors, drawn, influence, scores
+from pipelines.proof import balance, detectors, drawn, influence, plan, scores
 from pipelines.proof.measuring import SAMPLING, looked_at, score_sets
 from pipelines.proof.metrics import append_metrics, metrics_path, read_metrics
 from pipelines.proof.plan import External, Proof
@@ -345,6 +345,13 @@ def test_without_inception_it_is_said_that_there_is_no_fid(
         "efficientnet-lite0-64",
         "efficientnet-lite0-224",
     ]
+    run = proof_fixture.write_run(tmp_path / "run")
+    pinned = detectors.with_detectors(run, Proof())
+    assert pinned.detectors == ("effnet",)
+    plan.declare(run, pinned)
+    (tmp_path / "inception-2015-12-05.pt").write_bytes(b"it has come later")
+    assert detectors.with_detectors(run, Proof()) == pinned, "the headline stays what it was declared to be"
+    (tmp_path / "inception-2015-12-05.pt").unlink()
     for wrong, told in (("inception", "is missing"), ("effnet-50", "multiple of 32"), ("clip", "unknown")):
         with pytest.raises(ConfigError, match=told):
             detectors.detectors_of(Proof(detectors=(wrong,)))

@@ -25,7 +25,7 @@ from pipelines.exports import arm as exported
 from pipelines.exports.arm import Row
 from pipelines.exports.picture import Pixels, pixels_at
 from pipelines.image_sets import ImageSet, open_images
-from pipelines.proof.plan import SAME_IMAGES, ArmName, Proof, local_root
+from pipelines.proof.plan import HELD_OUT, SAME_IMAGES, ArmName, Proof, local_root
 from pipelines.select import left_out
 from pipelines.training_images import TrainingImages, prepare_images
 
@@ -139,7 +139,7 @@ def held_out(run: Run, proof: Proof) -> ImageSet:
         ConfigError: there are too few.
         SourceError: the set that is named holds no images.
     """
-    if proof.reference != "held-out":
+    if proof.reference != HELD_OUT:
         return open_images(proof.reference)
     from pipelines.photo_pool import entries_of_view
 

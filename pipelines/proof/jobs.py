@@ -19,7 +19,7 @@ from manifests import storage
 from manifests.errors import ConfigError, CurateError, RunError
 from manifests.rundir import Run
 from pipelines.config import Resources
-from pipelines.proof import arms, board, external, plan
+from pipelines.proof import arms, board, detectors, external, plan
 from pipelines.proof.plan import External, Proof
 from pipelines.proof.training import Training, check, is_done, prepare
 
@@ -50,7 +50,7 @@ def retrain(run: Run, proof: Proof, resources: Resources) -> list[str]:
             other images or options.
         RunError: the run has not come as far as its arms need.
     """
-    proof = arms.with_view(run, proof)
+    proof = detectors.with_detectors(run, arms.with_view(run, proof))
     check(run, proof)
     plan.declare(run, proof)
     trainings = prepare(run, proof)

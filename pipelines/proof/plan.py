@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 ArmName = Literal["original", "cleaned", "combined", "null", "placebo", "filter", "weighted", "pristine"]
 
-
+#: Of ``reference``: no path.
+HELD_OUT: Final = "held-out"
 #: What is filled in in the commands of an external trainer.
 PLACES: Final = {
     "data": "the arm as a StyleGAN/EDM zip",
@@ -95,7 +96,7 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
     placebo: Literal["jpeg", "sharpen"] = "jpeg"
     # What is measured.
     reference: str = Field(
-        default="held-out", description="held-out: untouched good ones of the validation split; or a set"
+        default=HELD_OUT, description="held-out: untouched good ones of the validation split; or a set"
     )
     detectors: tuple[str, ...] = Field(
         default=("auto",), description="auto: inception if its file is there, and effnet"
@@ -205,6 +206,11 @@ def local_root(run: Run) -> Path:
     if storage.is_remote(run.root):
         raise ConfigError(f"{run.root}: retraining needs the run directory on a file system that all nodes see")
     return storage.local_path(run.root)
+
+
+def is_declared(run: Run) -> bool:
+    """Whether there is a declaration."""
+    return storage.exists(run.url("jobs", "proof.json"))
 
 
 def declare(run: Run, proof: Proof) -> None:
