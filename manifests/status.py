@@ -71,10 +71,10 @@ def digest(run: Run) -> str:
     names = storage.list_names(run.url("views"), ".json")
     chosen = [storage.read_json(run.url("views", n)) for n in names]
     # Lines of a proof are only ever added to; what is replaced is small.
-    proof = [storage.size(run.url(name)) for name in ("metrics.jsonl", "jobs/proof.json")]
-    replaced = (run.url(name) for name in ("influence.json", "balance.json"))
+    lines = storage.size(run.url("metrics.jsonl"))
+    replaced = (run.url(name) for name in ("jobs/proof.json", "influence.json", "balance.json"))
     made = [storage.read_json(url) for url in replaced if storage.exists(url)]
-    proved = [proof, *made] if any(proof) else made
+    proved = [lines, *made] if lines or made else []
     return rundir.fingerprint(run.listing(), there, chosen, attempts.given_up(run), *proved)
 
 

@@ -19,7 +19,7 @@ from pipelines.histograms import round_ticks
 from pipelines.proof import balance
 from pipelines.proof.gain import GAIN, LOSS, Gain, Measure, curves, data_recovery, gains, measured_to_the_end
 from pipelines.proof.metrics import read_metrics
-from pipelines.proof.plan import ARMS, Job, Proof, is_declared, jobs, read
+from pipelines.proof.plan import ARMS, Job, Proof, grown, is_declared, jobs, read
 
 #: In the order of the page: what is proved, its rival, what is to be won, and the controls.
 ORDER: Final = ("cleaned", "combined", "filter", "weighted", "pristine", "placebo", "null")
@@ -73,6 +73,7 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
     figures: dict[str, Any] = {
         "arms": {arm: ARMS[arm] for arm in proof.arms},
         "trainers": list(proof.trainers),
+        "grown": [before for before in grown(run) if before["measured"]],
         "seeds": {trainer: proof.seeds_of(trainer) for trainer in proof.trainers},
         "samples": proof.samples,
         "reference": proof.reference,

@@ -165,10 +165,12 @@ def _absolute(source: str) -> str:
 @contextlib.contextmanager
 def opened(root: str, name: str, config: Config) -> Iterator[Run]:
     """The run directory, locked, with its unfinished business swept away."""
+    if not storage.is_remote(root):
+        root = str(storage.local_path(root).absolute())  # a worker has another working directory
     with rundir.lock(root) as notice:
         if notice:
             log.warning(notice)
-        run = rundir.create_or_open(_absolute(root), name, config.of_the_bytes())
+        run = rundir.create_or_open(root, name, config.of_the_bytes())
         rundir.empty_staging(run)
         with progress.logged_to(run):
             yield run

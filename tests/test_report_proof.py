@@ -20,7 +20,7 @@ from pipelines import report_proof
 from pipelines.proof.gain import GAIN, NOT_SHOWN
 from pipelines.proof.measuring import grid_of
 from pipelines.proof.metrics import append_metrics, metrics_path
-from pipelines.proof.plan import Proof, declare, jobs
+from pipelines.proof.plan import Proof, declare, grown, jobs
 from pipelines.report import write_report
 from tests import tiny_generators
 from tests.report_fixture import figures_of, write_run
@@ -199,7 +199,20 @@ def test_which_dirt_costs_most_is_told_where_it_was_measured(copy: Run) -> None:
 def test_the_report_is_of_the_figures_that_are_there(copy: Run) -> None:
     before = status.digest(copy)
     append_metrics(copy, [next(lines(PROOF))])
-    assert status.digest(copy) != before
+    assert (after := status.digest(copy)) != before
+    declare(copy, PROOF.model_copy(update={"seeds": 7}))
+    assert status.digest(copy) != after, "more seeds make it incomplete"
+
+
+def test_seeds_that_were_added_after_looking_are_told(copy: Run) -> None:
+    declare(copy, PROOF.model_copy(update={"seeds": {"ddm-32": 5, "gan-32": 7}}))
+    proof = figures_of(Path(copy.root))["proof"]
+    assert proof["grown"] == [{"seeds": {"ddm-32": 5, "gan-32": 5}, "measured": 70}] and proof["scored"] == 70
+    html = (Path(copy.root) / "report.html").read_text()
+    assert "measured of 70 jobs: ddm-32 had 5, gan-32 had 5" in html and "10 of 12 pairs" in proof["said"][1]
+    metrics_path(copy).unlink()
+    declare(copy, PROOF.model_copy(update={"seeds": 8}))
+    assert [before["measured"] for before in grown(copy)] == [70, 0]
 
 
 def test_pictures_keep_to_their_budget(proved: Run) -> None:

@@ -88,7 +88,11 @@ def _by_trainer(name: str, values: tuple[str, ...]) -> int | dict[str, int] | No
 @click.option("--crop", type=click.IntRange(min=8), metavar="PX", help="Side of a crop.  [default: the detector's]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything that is drawn.")
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder that features are kept in.")
-@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Ray actors; 0: none.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Ray actors; 0: none.  [default: of a run as many as there is room for, else 0]",
+)
 @click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="[default: 1 where Ray has GPUs]")
 @address_option
 @click.option("--ablate", metavar="KINDS", help="Of a run: what each of blur,jpeg,noise,upscaled costs; no training.")
@@ -119,6 +123,7 @@ def evaluate(
         raise ConfigError("--ablate is of a run's own data: leave out --reference, the run's proof declares one")
     if side % 32:
         raise ConfigError(f"--side {side}: it is a multiple of 32")
+    options["workers"] = options["workers"] or 0
     _evaluate_sets(samples, reference, detector, side, as_json, **options)
 
 

@@ -1,6 +1,7 @@
 """What a proof is going to compare, declared in ``jobs/proof.json`` before anything is trained; and its jobs.
 
 jobs/proof.json                    the declaration
+jobs/grown.json                    how many seeds it had before, and what was measured by then
 jobs/images/ARM-PX.npy             an arm's images, decoded once
 jobs/ARM-TRAINER-sSEED/            a job: its state, stats.jsonl, snapshots, done.json
 metrics.jsonl                      figures of every snapshot
@@ -12,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
@@ -234,7 +235,24 @@ def declare(run: Run, proof: Proof) -> None:
             )
         if there == declared:
             return
+        _remember(run, first)
     storage.write_json(declared, url)
+
+
+def _remember(run: Run, first: Proof) -> None:
+    """Write down what was known when seeds were added: who looks again and again finds a gain sooner or later."""
+    from pipelines.proof.metrics import read_metrics
+
+    measured = {line["job"] for line in read_metrics(run)} & {job.name for job in jobs(first)}
+    seeds = {trainer: first.seeds_of(trainer) for trainer in first.trainers}
+    before = [*grown(run), {"seeds": seeds, "measured": len(measured)}]
+    storage.write_json({"before": before}, run.url("jobs", "grown.json"))
+
+
+def grown(run: Run) -> list[dict[str, Any]]:
+    """What the declaration was before: the seeds of each trainer, and how many of its jobs were measured by then."""
+    url = run.url("jobs", "grown.json")
+    return list(storage.read_json(url)["before"]) if storage.exists(url) else []
 
 
 def read(run: Run) -> Proof:

@@ -43,7 +43,7 @@ from pipelines.run import Outcome, execute, opened, resolve
 from pipelines.train_idm import train_idm
 from tests.benchmarks.figures import plain
 from tests.benchmarks.proof_plots import draw_curves, draw_samples
-from tests.benchmarks.proof_table import table_of
+from tests.benchmarks.proof_table import grown_of, table_of
 
 SIDE: Final = 32
 #: The last images of every archive.
@@ -301,6 +301,7 @@ def table() -> None:
         parts += [
             title,
             table_of(found),
+            *map(grown_of, found.get("grown", ())),
             *found["said"],
             *found["over_filter"]["said"],
             *filter(None, [found["balance"], found.get("note")]),
