@@ -313,6 +313,11 @@ def test_restoring_is_weighed_once_and_of_large_sets_a_part(
     monkeypatch.setattr(balance, "weigh", None)
     assert balance.balance(run, proof, HERE, [ColourDetector]) == weighed
     monkeypatch.undo()
+    monkeypatch.setattr(balance, "VERSION", 1)
+    earlier = balance.balance(run, proof, HERE, [ColourDetector])
+    monkeypatch.undo()
+    assert earlier != weighed, "another version"
+    assert balance.balance(run, proof, HERE, [ColourDetector]) == weighed, "what an earlier version wrote is made anew"
     monkeypatch.setattr(drawn, "MOST", 12)
     part = balance.balance(run, proof, HERE, [ColourDetector])
     assert part is not None and (part["images"], part["of"]) == (12, 24)
