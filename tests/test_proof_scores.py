@@ -187,18 +187,31 @@ def test_blocks_and_detectors_beside_it_change_no_features() -> None:
     assert alone.statistics.scatter == pytest.approx(all_at_once.scatter, rel=1e-5, abs=1e-6)
 
 
-def test_features_of_whole_sets_are_kept_in_their_order(copy: Run) -> None:
+def test_features_of_whole_sets_are_kept_in_their_order_and_the_reference_is_what_was_scored_against(
+    copy: Run,
+) -> None:
     references, _ = proof_fixture.everything(copy)
+    held_out = references[0].images
     sets = {reference.name: reference.images for reference in references}
-    _, found = looked_at(copy, sets, ColourDetector, HERE)
+    looked = []
+
+    class Watched(ColourDetector):
+        def __call__(self, images: Any) -> Any:
+            looked.append(len(images))
+            return super().__call__(images)
+
+    _, found, statistics = looked_at(copy, sets, held_out, Watched, HERE)
     pixels = tiny_generators.squares(160).pixels[:80]
-    assert found["held-out"].features == pytest.approx(ColourDetector()(pixels), rel=1e-6)
+    assert found["held-out"] == pytest.approx(ColourDetector()(pixels), rel=1e-6)
+    assert sum(looked) == 3 * 80, "the reference was there"
+    (alone,) = features_of(iter(pixels), 80, [ColourDetector()], Sampling(kept=2**40, crops=0))
+    assert (statistics.scatter == alone.statistics.scatter).all(), "as if every image of it were kept"
 
     class Blind(ColourDetector):
         def __call__(self, images: Any) -> Any:
             raise AssertionError("they are there")
 
-    assert looked_at(copy, sets, Blind, HERE)[1].keys() == sets.keys()
+    assert looked_at(copy, sets, held_out, Blind, HERE)[1].keys() == sets.keys()
 
 
 # ---- What fails
@@ -325,6 +338,7 @@ def test_restoring_is_weighed_once_and_of_large_sets_a_part(
     whole, some = influence.influence(run, proof, ["blur"], HERE, [ColourDetector]), drawn.draw(run, proof, arms)
     assert (whole["images"], whole["of"]) == (12, 24)
     chosen = set(some.keys["original"])
+    assert influence._measurements(run, chosen).keys() == chosen
     assert len(chosen) == 12 and all(set(some.keys[arm]) <= chosen for arm in arms)
     assert status.digest(run) != before, "a report says what is there now"
     monkeypatch.setattr(balance, "LEAST", 100)

@@ -132,7 +132,7 @@ def balance(
     if not {RESTORING, DROPPING} <= set(proof.arms):
         return None
     from pipelines.proof.detectors import detectors_of
-    from pipelines.proof.drawn import REFERENCE, draw
+    from pipelines.proof.drawn import draw
     from pipelines.proof.measuring import looked_at
 
     url, drawn = run.url(FILE), draw(run, proof, [RESTORING, DROPPING])
@@ -141,14 +141,12 @@ def balance(
         return None
     open_one = (detectors or detectors_of(proof))[0]
     detector = open_one("cpu")
-    made_of = rundir.fingerprint(
-        VERSION, detector.name, detector.sha256, *(rows.identity() for rows in drawn.sets.values())
-    )
+    looked = [rows.identity() for rows in (drawn.reference, *drawn.sets.values())]
+    made_of = rundir.fingerprint(VERSION, detector.name, detector.sha256, *looked)
     if storage.exists(url) and (there := storage.read_json(url)).get("fingerprint") == made_of:
         return dict(there)
-    _, found = looked_at(run, drawn.sets, open_one, resources)
-    reference = found[REFERENCE].statistics
-    weighed = weigh(found[RESTORING].features, found[DROPPING].features, keys, drawn.images, reference)
+    _, features, reference = looked_at(run, drawn.sets, drawn.reference, open_one, resources)
+    weighed = weigh(features[RESTORING], features[DROPPING], keys, drawn.images, reference)
     result = {
         "fingerprint": made_of,
         "figure": detector.frechet,

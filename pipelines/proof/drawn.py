@@ -15,7 +15,6 @@ from pipelines.proof.samples import Rows, all_rows, reference_rows
 
 #: Images of the original that are drawn at most: above that, numbers hardly matter, and features fit in memory.
 MOST: Final = 50_000
-REFERENCE: Final = "reference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,8 @@ class Drawn:
         of: training samples of the original.
         images: those of them that were drawn: all, or ``MOST``.
         keys: arm => the drawn samples that it has, in order.
-        sets: arm => their pixels; and ``REFERENCE``.
+        sets: arm => their pixels.
+        reference: what they are compared with, all of it.
     """
 
     resolution: int
@@ -34,6 +34,7 @@ class Drawn:
     images: int
     keys: dict[ArmName, list[str]]
     sets: dict[str, Rows]
+    reference: Rows
 
     def described(self, proof: Proof) -> dict[str, Any]:
         """What a file of figures says of its images."""
@@ -51,11 +52,11 @@ def draw(run: Run, proof: Proof, arms: Sequence[ArmName]) -> Drawn:
     every = prepare_arm(run, proof, "original", side).keys
     chosen = set(heapq.nsmallest(MOST, every, key=lambda key: hashlib.sha256(key.encode()).digest()))
     keys: dict[ArmName, list[str]] = {}
-    sets = {REFERENCE: reference_rows(run, held_out(run, proof), side)}
+    sets: dict[str, Rows] = {}
     for name in arms:
         arm, path = prepare_arm(run, proof, name, side), folder / f"{name}-{side}.npy"
         rows = tuple(row for row, key in enumerate(arm.keys) if key in chosen)
         whole = len(rows) == len(arm.keys)
         keys[name] = [arm.keys[row] for row in rows]
         sets[name] = all_rows(arm, path) if whole else Rows(path, arm.fingerprint, len(rows), rows)
-    return Drawn(side, len(every), len(chosen), keys, sets)
+    return Drawn(side, len(every), len(chosen), keys, sets, reference_rows(run, held_out(run, proof), side))

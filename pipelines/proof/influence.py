@@ -177,36 +177,39 @@ def influence(
     """
     from pipelines.proof.arms import severe_from
     from pipelines.proof.detectors import detectors_of
-    from pipelines.proof.drawn import REFERENCE, draw
+    from pipelines.proof.drawn import draw
     from pipelines.proof.measuring import looked_at
 
     severe = severe_from(run, proof)
     drawn = draw(run, proof, ["original", "cleaned"])
-    measured = _measurements(run)
+    measured = _measurements(run, drawn.keys["original"])
     kinds = kinds_of([measured[key] for key in drawn.keys["original"]], ablate, severe)
-    detector, found = looked_at(run, drawn.sets, (detectors or detectors_of(proof))[0], resources)
-    features = found["original"].features
+    open_one = (detectors or detectors_of(proof))[0]
+    detector, found, reference = looked_at(run, drawn.sets, drawn.reference, open_one, resources)
+    features = found["original"]
     place = {key: i for i, key in enumerate(drawn.keys["cleaned"])}
     restored = features.copy()
     for i, key in enumerate(drawn.keys["original"]):
         if key in place:
-            restored[i] = found["cleaned"].features[place[key]]
-    told = costs(features, kinds, ablate, found[REFERENCE].statistics, restored)
+            restored[i] = found["cleaned"][place[key]]
+    told = costs(features, kinds, ablate, reference, restored)
     result = {"figure": detector.frechet, "detector": detector.name, **drawn.described(proof)}
     result["kinds"] = [asdict(cost) for cost in told]
     storage.write_json(result, run.url("influence.json"))
     return result
 
 
-def _measurements(run: Run) -> dict[str, dict[str, Any]]:
-    """Key => measures of the source's image, and its severity."""
+def _measurements(run: Run, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Key => measures of the source's image, and its severity; of these keys, for a run may have many more."""
+    wanted = set(keys)
     columns = sorted({measure for kind in KINDS.values() for measure, _ in kind})
     found: dict[str, dict[str, Any]] = {}
     for shard in run.shards():
         rows = shards.read_rows(run.url(rundir.SOURCE), shard, ["key", *columns]).to_pylist()
-        found |= {row["key"]: row for row in rows}
+        found |= {row["key"]: row for row in rows if row["key"] in wanted}
         for row in shards.read_rows(run.url(rundir.restored(1)), shard, ["key", "severity"]).to_pylist():
-            found[row["key"]]["severity"] = row["severity"]
+            if row["key"] in wanted:
+                found[row["key"]]["severity"] = row["severity"]
     return found
 
 

@@ -21,9 +21,10 @@ from manifests.rundir import Run
 from pipelines import feature_sets, progress
 from pipelines import images as image_files
 from pipelines.config import Resources
-from pipelines.detectors import Detector, OpenDetector
+from pipelines.detectors import Detector, Features, OpenDetector
 from pipelines.evaluate import compare
 from pipelines.feature_sets import FeatureSet, Sampling
+from pipelines.metrics.frechet import Statistics
 from pipelines.proof.metrics import append_metrics, read_metrics
 from pipelines.proof.plan import local_root
 from pipelines.proof.samples import Images, Pixels, Rows
@@ -33,6 +34,8 @@ STAGE: Final = "evaluate"
 #: Of a line; another one makes all figures be measured anew.
 VERSION: Final = 1
 SAMPLING: Final = Sampling()
+#: Of sets whose images are weighed one by one.
+EVERY: Final = Sampling(kept=2**40, crops=0)
 #: Images of the picture beside a snapshot: the first ones, not the best ones.
 GRID_SIDE: Final = 8
 
@@ -155,24 +158,37 @@ def _lines_of(run: Run, one: Scored, references: Sequence[Reference], detectors:
 
 
 def looked_at(
-    run: Run, sets: Mapping[str, Rows], open_one: OpenDetector, resources: Resources
-) -> tuple[Detector, dict[str, FeatureSet]]:
-    """The detector, and the features of all images of some sets, in their order; kept in jobs/features/.
+    run: Run, sets: Mapping[str, Rows], reference: Rows, open_one: OpenDetector, resources: Resources
+) -> tuple[Detector, dict[str, Features], Statistics]:
+    """The detector, the features of all images of some sets, in their order, and the statistics of a reference.
+
+    They are kept in jobs/features/. The reference is looked at as ``score_sets`` does: after that it is there.
 
     Raises:
         RunError: a set could not be looked at.
     """
-    detector, here = open_one("cpu"), resources.workers == 0
-    sampling = Sampling(kept=2**40, crops=0)  # all of them
-    paths = {name: _features_path(run, rows, detector, sampling) for name, rows in sets.items()}
-    missing = {
-        f"features-{name}": (rows, [(0, paths[name])]) for name, rows in sets.items() if not paths[name].exists()
-    }
+    detector = open_one("cpu")
+    known = _features_path(run, reference, detector)
+    paths = {name: _features_path(run, rows, detector, EVERY) for name, rows in sets.items()}
+    _look(run, {"reference": (reference, known)}, open_one, SAMPLING, resources)
+    _look(run, {name: (rows, paths[name]) for name, rows in sets.items()}, open_one, EVERY, resources)
+    features = {name: feature_sets.load(path).features for name, path in paths.items()}
+    return detector, features, feature_sets.load(known).statistics
+
+
+def _look(
+    run: Run,
+    sets: Mapping[str, tuple[Rows, Path]],
+    open_one: OpenDetector,
+    sampling: Sampling,
+    resources: Resources,
+) -> None:
+    """Make the features of sets whose files are not there yet."""
+    missing = {f"features-{name}": (rows, [(0, path)]) for name, (rows, path) in sets.items() if not path.exists()}
     sizes = {name: rows.count for name, (rows, _) in missing.items()}
-    look = partial(_open_looking, [open_one], missing, sampling, here)
+    look = partial(_open_looking, [open_one], missing, sampling, resources.workers == 0)
     if failures := _mapped(run, sizes, look, resources, "sets of images"):
         raise RunError(f"{failures[0]}: not every image could be looked at")
-    return detector, {name: feature_sets.load(path) for name, path in paths.items()}
 
 
 def _looks(detector: Detector, sampling: Sampling = SAMPLING) -> list[Any]:
