@@ -138,6 +138,21 @@ def test_what_is_there_is_not_measured_again(copy: Run) -> None:
     assert lines_of(copy) == sorted(before.splitlines())
 
 
+def test_what_the_gain_is_made_from_comes_first(copy: Run) -> None:
+    """Of who has little time: last snapshots before earlier ones, and sets that nothing is known of before others."""
+    lines = metrics_path(copy).read_bytes().splitlines(keepends=True)
+    known = [i for i, x in enumerate(lines) if b'"job": "original-tiny-ddm-s0"' in x and b'"nimg": 64' in x]
+    gone = [i for i, x in enumerate(lines) if b"-tiny-gan-s1" in x]
+    metrics_path(copy).write_bytes(b"".join(x for i, x in enumerate(lines) if i not in (known[0], *gone)))
+    before = len(lines) - 1 - len(gone)
+    assert score(copy) == []
+    measured = [json.loads(x) for x in metrics_path(copy).read_bytes().splitlines()[before:]]
+    of = list(dict.fromkeys((x["job"], x["nimg"]) for x in measured))
+    untouched = [(f"{arm}-tiny-gan-s1", nimg) for nimg in (64, 32) for arm in PROOF.arms]
+    assert of == [*untouched, ("original-tiny-ddm-s0", 64)]
+    assert lines_of(copy) == sorted(x.strip() for x in lines)
+
+
 @pytest.mark.parametrize("cut", [1, 40, -1])
 def test_a_torn_last_line_is_healed(copy: Run, cut: int) -> None:
     whole = metrics_path(copy).read_bytes()

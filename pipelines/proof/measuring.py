@@ -93,11 +93,10 @@ def score_sets(
     opened = [open_one("cpu") for open_one in detectors]  # for their names and hashes: workers open their own
     there = {line["fingerprint"] for line in read_metrics(run)}
     wanted = {one.name: (one, _lines_of(run, one, references, opened)) for one in scored}
-    todo = {
-        name: (one, [m for m in measured if m.fingerprint not in there])
-        for name, (one, measured) in wanted.items()
-        if any(m.fingerprint not in there for m in measured)
-    }
+    left = {name: [m for m in measured if m.fingerprint not in there] for name, (_, measured) in wanted.items()}
+    # Who is interrupted has something of every set before all of any.
+    untouched_first = sorted(wanted, key=lambda name: len(left[name]) < len(wanted[name][1]))
+    todo = {name: (wanted[name][0], left[name]) for name in untouched_first if left[name]}
     if not todo:
         return []
     here = resources.workers == 0

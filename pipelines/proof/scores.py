@@ -102,11 +102,12 @@ def own_data(arm: str, resolution: int, rows: Rows) -> Scored:
 
 
 def trained(run: Run, proof: Proof, resolutions: Mapping[str, int]) -> list[Scored]:
-    """Every snapshot that is there, and the samples of external trainers that are done.
+    """Every snapshot that is there, the jobs' last ones first, and the samples of external trainers that are done.
 
     Jobs of one pair are sampled with the same seed: what differs is their arm alone, and the null's training.
     """
-    return [scored for job in jobs(proof) for scored in _of_job(run, proof, job, resolutions[job.trainer])]
+    of_jobs = [list(_of_job(run, proof, job, resolutions[job.trainer])) for job in jobs(proof)]
+    return [*(scored[-1] for scored in of_jobs if scored), *(earlier for scored in of_jobs for earlier in scored[:-1])]
 
 
 def _of_job(run: Run, proof: Proof, job: Job, resolution: int) -> Iterator[Scored]:

@@ -27,6 +27,8 @@ log = logging.getLogger("idm_curate")
 
 #: A small model's state, written every two seconds, took a fifth of its training's time.
 LEAST_SAVED_NIMG: Final = 1_000
+#: Of the learning rate, at least.
+WARMUP_NIMG, WARMUP_STEPS = 2_000, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ def _options(proof: Proof, job: Job, classes: int) -> TrainConfig:
         seed=job.seed,
         classes=classes,
         accumulate=proof.workers,
+        warmup_nimg=max(WARMUP_NIMG, WARMUP_STEPS * preset.batch),
         precision=proof.precision,
         compile=proof.compile,
         save_nimg=max(job.nimg // 100, LEAST_SAVED_NIMG),  # the most that a kill costs
