@@ -53,7 +53,7 @@ def on_ray(
     if not todo:
         return
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayError
 
     count, gpus = placement(resources, True, len(todo))
     remote: Any = ray.remote(max_restarts=-1, max_task_retries=2, num_cpus=resources.cpus_per_worker, num_gpus=gpus)(
@@ -72,7 +72,7 @@ def on_ray(
             actor, part = busy.pop(ready)
             try:
                 ray.get(ready)
-            except (RayActorError, RayTaskError) as error:
+            except RayError as error:  # the work raised, or its actor died, of whatever
                 raise RunError(f"{part.path.stem}, from {part.entries[0].source_name} on: {error}") from error
             idle.append(actor)
             yield part

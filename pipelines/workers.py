@@ -256,7 +256,7 @@ def _map_on_ray(
     watch: Watch | None,
 ) -> Iterator[tuple[str, dict[str, Any] | GivenUp]]:
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     connect(resources)
     workers, gpus = placement(resources, uses_gpu, len(todo))
@@ -293,7 +293,7 @@ def _map_on_ray(
                 actor = starting.pop(ref)
                 try:
                     log.info("%s: worker at %s", stage, ray.get(ref))
-                except (RayActorError, RayTaskError) as error:
+                except RayError as error:
                     broken_starts += 1
                     if broken_starts >= MAX_BROKEN_STARTS:
                         raise RunError(f"{stage}: workers cannot start: {error}") from error
@@ -306,7 +306,9 @@ def _map_on_ray(
             try:
                 record = ray.get(ref)
                 idle.append(actor)
-            except RayActorError as error:
+            except RayTaskError:  # not in the shard, of which it would be a record: no other actor would fare better
+                raise
+            except RayError as error:  # its actor died: Ray has errors of its own for memory and for lost nodes
                 log.warning("%s: the worker at shard %s died: %s", stage, shard, error)
                 if getattr(error, "preempted", False):  # the node was taken away: no fault of the shard's
                     attempts.clear(run, stage, shard)

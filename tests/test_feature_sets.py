@@ -173,6 +173,21 @@ def test_workers_make_the_same_set_and_one_that_dies_is_replaced(
     assert np.array_equal(alone.features, together.features) and alone.first_failure == together.first_failure
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_without_memory_is_an_error_that_names_the_part(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.exceptions import OutOfMemoryError
+
+    def killed(ref: object) -> None:
+        raise OutOfMemoryError("its node ran low on memory")
+
+    monkeypatch.setattr(ray, "get", killed)
+    with pytest.raises(RunError, match="on: its node ran low on memory"):
+        _on_two(open_images(str(folder)), partial(ColourDetector), tmp_path / "cache")
+
+
 def _on_two(images: ImageSet, opened: partial[ColourDetector], cache: Path) -> FeatureSet:
     work = partial(on_ray, opened, Resources(workers=2, gpus_per_worker=0))
     return feature_set(images, ColourDetector(), Sampling(crops=0), work=work, device="cpu", cache=cache)

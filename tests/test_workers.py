@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,40 @@ def test_a_dead_actor_is_replaced_and_poison_is_named(run: Run, local_ray: None)
     assert times(run)["poison-0"] == attempts.MAX_ATTEMPTS
     attempts.forgive(run, "source", "poison-0")
     assert attempts.given_up(run) == [] and attempts.count(run, "source", "poison-0") == 0
+
+
+@pytest.fixture
+def get_raises(monkeypatch: pytest.MonkeyPatch, local_ray: None) -> Callable[..., None]:
+    """Has ``ray.get`` raise these in turn, and nothing where one is None, before it is itself again."""
+    import ray
+
+    def begin(*errors: Exception | None) -> None:
+        get, left = ray.get, iter(errors)
+
+        def raising(ref: Any) -> Any:
+            if (error := next(left, None)) is not None:
+                raise error
+            return get(ref)
+
+        monkeypatch.setattr(ray, "get", raising)
+
+    return begin
+
+
+def test_an_actor_that_had_no_memory_or_no_node_is_replaced(run: Run, get_raises: Callable[..., None]) -> None:
+    """Ray's errors for these are no RayActorErrors."""
+    from ray.exceptions import ActorUnschedulableError, OutOfMemoryError
+
+    get_raises(ActorUnschedulableError("no such node"), None, OutOfMemoryError("killed"), OutOfMemoryError("killed"))
+    assert outcomes(run, ["s-0"], Resources(workers=1)) == (["s-0"], [])
+
+
+def test_an_error_of_our_own_outside_of_a_shard_ends_the_stage(run: Run, get_raises: Callable[..., None]) -> None:
+    from ray.exceptions import RayTaskError
+
+    get_raises(None, RayTaskError("work", "Traceback: the disk is full", OSError("the disk is full")))
+    with pytest.raises(RayTaskError, match="the disk is full"):
+        outcomes(run, ["s-0"], Resources(workers=1))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
