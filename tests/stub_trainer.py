@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,5 +58,15 @@ def linger(out: str) -> None:
     child.wait()
 
 
+def stubborn(out: str) -> None:
+    """Is deaf to being ended; a second one says whether the first one is still there."""
+    pid = Path(out) / "pid"
+    if pid.exists():
+        sys.exit("two of us" if Path(f"/proc/{pid.read_text()}").exists() else 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pid.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
 if __name__ == "__main__":
-    {f.__name__: f for f in (train, sample, fail, meet, linger)}[sys.argv[1]](*sys.argv[2:])
+    {f.__name__: f for f in (train, sample, fail, meet, linger, stubborn)}[sys.argv[1]](*sys.argv[2:])

@@ -193,6 +193,19 @@ def test_a_killed_driver_takes_the_trainer_and_all_its_processes_along(
     waited_for(lambda: not any(process.exists() for process in processes), 30)
 
 
+def test_no_second_trainer_begins_before_the_first_has_ended(run: Path, tmp_path: Path) -> None:
+    """It takes its time to die when its driver was killed, and the same command is given at once."""
+    config = declared(tmp_path, {"deaf": {"train": stub("stubborn", "{out}")}}, arms=["original"])
+    command = [PYTHON, "-m", "pipelines", "retrain", str(run), "--config", str(config), "--workers", "0"]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pid = run / "jobs/original-deaf-s0/out/pid"
+    waited_for(lambda: pid.exists() and pid.read_text() != "")
+    driver.kill()
+    driver.wait()
+    assert Path(f"/proc/{pid.read_text()}").exists()
+    retrain(run, config)
+
+
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
     """Ctrl-C interrupts, in tests that a shell runs in the background too: such a process is born deaf to it."""

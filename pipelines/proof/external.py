@@ -77,8 +77,12 @@ def write_zip(images: Images, path: Path) -> None:
     storage.publish(staged, str(path))
 
 
-def train(run: Run, proof: Proof, job: Job, cwd: str) -> None:
+def train(run: Run, proof: Proof, job: Job, cwd: str, lock: int) -> None:
     """Run a job's commands to their end, in the folder ``cwd``; where it was interrupted, once more.
+
+    Args:
+        lock: a file's descriptor that holds the job's folder. The commands get it too: they may outlive this process
+            for some seconds, and no other trainer may begin in the same folder before they have ended.
 
     Raises:
         RunError: one of them failed; the message quotes what it said last. Or the images are not what was asked for.
@@ -93,7 +97,7 @@ def train(run: Run, proof: Proof, job: Job, cwd: str) -> None:
     filled |= {"nimg": job.nimg, "kimg": -(-job.nimg // 1000), "mimg": f"{job.nimg / 1e6:g}"}
     filled |= {"classes": classes, "cond": int(classes > 0)}
     with (folder / "log.txt").open("ab") as log:
-        _run(fill(trainer.train, filled), trainer, cwd, log)
+        _run(fill(trainer.train, filled), trainer, cwd, log, lock)
         if trainer.sample is None:
             return
         if samples.exists():  # of an attempt that was interrupted
@@ -103,7 +107,7 @@ def train(run: Run, proof: Proof, job: Job, cwd: str) -> None:
         filled |= {"samples": samples, "count": proof.samples, "last": proof.samples - 1}
         if trainer.snapshot is not None:
             filled["snapshot"] = _newest(out, trainer.snapshot)
-        _run(fill(trainer.sample, filled), trainer, cwd, log)
+        _run(fill(trainer.sample, filled), trainer, cwd, log, lock)
     check_samples(samples, proof.samples)
 
 
@@ -112,7 +116,7 @@ def fill(command: Sequence[str], values: Mapping[str, object]) -> list[str]:
     return [re.sub(r"\{([a-z]+)\}", lambda place: str(values[place[1]]), word) for word in command]
 
 
-def _run(command: list[str], trainer: External, cwd: str, log: IO[bytes]) -> None:
+def _run(command: list[str], trainer: External, cwd: str, log: IO[bytes], lock: int) -> None:
     """A command under a supervisor, which ends it when this process ends, however that is."""
     environment = dict(os.environ)
     if trainer.gpus == 0:  # Ray hides GPUs from those alone that asked for some
@@ -127,6 +131,7 @@ def _run(command: list[str], trainer: External, cwd: str, log: IO[bytes]) -> Non
         stderr=subprocess.STDOUT,
         cwd=cwd,
         env=environment,
+        pass_fds=[lock],
     )
     try:
         while (status := supervised.poll()) is None:

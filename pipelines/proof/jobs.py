@@ -75,7 +75,7 @@ def _one_by_one(run: Run, proof: Proof, todo: Sequence[Training], states: board.
     for training in todo:
         states[training.job.name] = "running"
         if isinstance(training.how, External):
-            error = attempt(run, training, partial(external.train, run, proof, training.job, str(Path.cwd())))
+            error = _run_external(run, proof, training, str(Path.cwd()))
         else:
             error = attempt(run, training, partial(train, run, proof, training, device))
         _ended(training, error, states, failed)
@@ -186,8 +186,13 @@ def _fit(run: Run, proof: Proof, training: Training, cpus: int, gpus: float, loc
 
 
 def _run_external(run: Run, proof: Proof, training: Training, cwd: str) -> str | None:
-    """A job of somebody else's trainer, on Ray."""
-    return attempt(run, training, partial(external.train, run, proof, training.job, cwd))
+    """A job of somebody else's trainer."""
+
+    def do() -> None:
+        with _alone_in(training.job.folder(run)) as lock:
+            external.train(run, proof, training.job, cwd, lock)
+
+    return attempt(run, training, do)
 
 
 def attempt(run: Run, training: Training, do: Callable[[], object]) -> str | None:
@@ -260,8 +265,9 @@ def train(run: Run, proof: Proof, training: Training, device: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold a job's folder. A driver that is killed may leave a process behind on another node, for some seconds.
+def _alone_in(folder: Path) -> Iterator[int]:
+    """Hold a job's folder, by a file's descriptor: who is given it holds the folder too, until all of them have ended.
+    A driver that is killed may leave a process behind on another node, for some seconds.
 
     Raises:
         RunError: somebody else holds it, and does not end.
@@ -280,4 +286,4 @@ def _alone_in(folder: Path) -> Iterator[None]:
         f.truncate(0)
         f.write(f"pid {os.getpid()} on {socket.gethostname()}")
         f.flush()
-        yield
+        yield f.fileno()

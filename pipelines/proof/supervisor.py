@@ -47,7 +47,11 @@ def _supervise(command: list[str]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])  # Ray's processes block SIGINT, and it would be inherited
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_the_child)
+    # What was handed to this process, which holds the job's folder, is the command's too: it may outlive a supervisor
+    # that is killed.
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_the_child, close_fds=False
+    )
     try:
         while child.poll() is None:
             ready, _, _ = select.select([0], [], [], 0.1)
