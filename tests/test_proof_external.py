@@ -135,6 +135,27 @@ def test_what_goes_wrong_is_told_with_the_last_words_and_the_others_go_on(run: P
     assert "3 jobs failed" in retrain(run, config, code=1), "they are tried again"
 
 
+def test_samples_that_fail_cost_no_training_and_are_mended_until_a_job_is_done(run: Path, tmp_path: Path) -> None:
+    def again(code: int = 0, **other: object) -> str:
+        trainer = {"train": TRAIN, "sample": SAMPLE, "snapshot": "snap*.pkl"} | other
+        return retrain(run, declared(tmp_path, {"other": trainer}, arms=["original"]), code=code)
+
+    folder = run / "jobs/original-other-s0"
+    again(1, sample=stub("fail"))
+    again(1, snapshot="*.pt")
+    assert "external.other.train" in again(2, train=[*TRAIN, "more"])
+    again()
+    assert (folder / "log.txt").read_text().count("trained on") == 1
+    about, done = (storage.read_json(str(folder / f"{name}.json")) for name in ("job", "done"))
+    assert about["external"]["sample"] == SAMPLE and about["fingerprint"] == done["fingerprint"]
+    said = again(2, sample=stub("fail"), snapshot="*.pt")
+    assert "external.other.sample" in said and "external.other.snapshot ('snap*.pkl' there, '*.pt' now)" in said
+    storage.write_json({"fingerprint": "of another training"}, str(folder / "trained.json"))
+    (folder / "done.json").unlink()
+    again()
+    assert (folder / "log.txt").read_text().count("trained on") == 2
+
+
 def test_what_cannot_work_is_refused_before_anything_is_done(run: Path, tmp_path: Path) -> None:
     for trainers, words in (
         ({"mine": {"train": ["no-such-program", "{data}"]}}, "there is no program no-such-program"),

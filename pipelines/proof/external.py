@@ -3,6 +3,7 @@
 jobs/images/ARM-PX.zip    the arm, for all seeds; with labels ARM-PX-classes.zip
 jobs/NAME/log.txt         all that the commands said
 jobs/NAME/out/            what the trainer wrote; there when it is started again
+jobs/NAME/trained.json    written when `train` has ended: it is not run again, should `sample` fail
 jobs/NAME/samples/        the images it made
 """
 
@@ -17,9 +18,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
-from manifests import storage
+from manifests import rundir, storage
 from manifests.errors import ConfigError, RunError, SampleError
 from manifests.rundir import Run
 from pipelines.proof import plan, supervisor
@@ -77,8 +78,17 @@ def write_zip(images: Images, path: Path) -> None:
     storage.publish(staged, str(path))
 
 
+def learnt_from(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a job, as ``job.json`` has it, that its training depends on: all but how images are made in the end.
+
+    That may be mended: a word that is wrong in `sample` does not cost days of training.
+    """
+    how = {key: value for key, value in about["external"].items() if key not in plan.MENDABLE}
+    return {"job": about["job"], "images": about["images"], "external": how}
+
+
 def train(run: Run, proof: Proof, job: Job, cwd: str, lock: int) -> None:
-    """Run a job's commands to their end, in the folder ``cwd``; where it was interrupted, once more.
+    """Run a job's commands to their end, in the folder ``cwd``; where one was interrupted or failed, once more.
 
     Args:
         lock: a file's descriptor that holds the job's folder. The commands get it too: they may outlive this process
@@ -91,13 +101,16 @@ def train(run: Run, proof: Proof, job: Job, cwd: str, lock: int) -> None:
     out, samples = folder / "out", folder / "samples"
     data = zip_path(run, proof, job).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    # Of all arms: this one may have lost all of a class.
-    classes = int(storage.read_json(str(folder / "job.json"))["external"]["classes"])
+    about, marker = storage.read_json(str(folder / "job.json")), str(folder / "trained.json")
+    learnt = {"fingerprint": rundir.fingerprint(learnt_from(about))}
+    classes = int(about["external"]["classes"])  # of all arms: this one may have lost all of a class
     filled: dict[str, object] = {"data": data, "out": out, "seed": job.seed, "gpus": trainer.gpus}
     filled |= {"nimg": job.nimg, "kimg": -(-job.nimg // 1000), "mimg": f"{job.nimg / 1e6:g}"}
     filled |= {"classes": classes, "cond": int(classes > 0)}
     with (folder / "log.txt").open("ab") as log:
-        _run(fill(trainer.train, filled), trainer, cwd, log, lock)
+        if not storage.exists(marker) or storage.read_json(marker) != learnt:
+            _run(fill(trainer.train, filled), trainer, cwd, log, lock)
+            storage.write_json(learnt, marker)
         if trainer.sample is None:
             return
         if samples.exists():  # of an attempt that was interrupted
@@ -148,7 +161,10 @@ def _run(command: list[str], trainer: External, cwd: str, log: IO[bytes], lock: 
 def _newest(out: Path, pattern: str) -> Path:
     found = sorted(out.glob(pattern), key=lambda path: (path.stat().st_mtime_ns, path.name))
     if not found:
-        raise RunError(f"{out}: the trainer has ended, and there is no {pattern}")
+        raise RunError(
+            f"{out}: the trainer has ended, and there is no {pattern}; mend `snapshot`, or remove "
+            f"{out.parent / 'trained.json'} to train on"
+        )
     return found[-1]
 
 

@@ -48,6 +48,10 @@ PLACES: Final = {
 _OF_SAMPLE_ALONE: Final = ("snapshot", "samples", "count", "last")
 
 
+#: Of an external trainer, what its images alone depend on: it may be mended while none of its jobs is done.
+MENDABLE: Final = ("sample", "snapshot")
+
+
 class External(BaseModel, frozen=True, extra="forbid"):
     """A trainer that is not ours: commands as lists of words, without a shell, in which ``PLACES`` are filled in."""
 
@@ -215,7 +219,8 @@ def is_declared(run: Run) -> bool:
 
 
 def declare(run: Run, proof: Proof) -> None:
-    """Write the declaration down, or see that it is the one that is there. More seeds may be added to it later.
+    """Write the declaration down, or see that it is the one that is there. More seeds may be added to it later, and
+    ``MENDABLE`` be mended.
 
     Raises:
         ConfigError: another one was declared; the keys that differ are named.
@@ -225,17 +230,22 @@ def declare(run: Run, proof: Proof) -> None:
     if storage.exists(url):
         first = read(run)
         there = first.model_dump(mode="json")
-        may_be = there
+        may_be = there | {"external": dict(there["external"])}
+        for name in first.external.keys() & proof.external.keys():
+            if not _has_done(run, first, name):
+                may_be["external"][name] = mended(there["external"][name], declared["external"][name])
         if all(proof.seeds_of(trainer) >= first.seeds_of(trainer) for trainer in first.trainers):
-            may_be = there | {"seeds": declared["seeds"]}
+            may_be |= {"seeds": declared["seeds"]}
         if different := rundir.differing_keys(may_be, declared):
             raise ConfigError(
                 f"{url}: this run's proof was declared otherwise: {'; '.join(different)}. Keep to it, or prove it in "
-                "another run directory; only `seeds` may grow"
+                "another run directory; only `seeds` may grow, and `sample` and `snapshot` of a trainer be mended that "
+                "has no job done"
             )
         if there == declared:
             return
-        _remember(run, first)
+        if there["seeds"] != declared["seeds"]:
+            _remember(run, first)
     storage.write_json(declared, url)
 
 
@@ -253,6 +263,16 @@ def grown(run: Run) -> list[dict[str, Any]]:
     """What the declaration was before: the seeds of each trainer, and how many of its jobs were measured by then."""
     url = run.url("jobs", "grown.json")
     return list(storage.read_json(url)["before"]) if storage.exists(url) else []
+
+
+def mended(there: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """An external trainer as it was written down, with what may be mended as it is now."""
+    return there | {key: now[key] for key in MENDABLE}
+
+
+def _has_done(run: Run, proof: Proof, trainer: str) -> bool:
+    """Whether a job of a trainer is done: the others' images are made as that one's were."""
+    return any((job.folder(run) / "done.json").exists() for job in jobs(proof) if job.trainer == trainer)
 
 
 def read(run: Run) -> Proof:

@@ -1,7 +1,7 @@
 """A job with all that it takes: how it is trained and on what, what it will cost, and whether it is done.
 
 jobs/NAME/job.json        what it is, and its fingerprint
-jobs/NAME/...             its state, stats.jsonl and snapshots; of an external trainer: log.txt, out/ and samples/
+jobs/NAME/...             its state, stats.jsonl and snapshots; what an external trainer has: ``external``
 jobs/NAME/done.json       written last
 jobs/NAME/failure.json    why it ended without; the same command tries it again
 """
@@ -134,17 +134,21 @@ def _options(proof: Proof, job: Job, classes: int) -> TrainConfig:
 
 
 def _claim(run: Run, training: Training) -> None:
-    """Write a job down, or see that the one in its folder is the same."""
+    """Write a job down, or see that the one in its folder is the same, but for what may be mended before it is done."""
     url = str(training.job.folder(run) / "job.json")
-    if not storage.exists(url):
-        storage.write_json({"fingerprint": training.fingerprint} | training.about, url)
-        return
-    there = {key: value for key, value in storage.read_json(url).items() if key != "fingerprint"}
-    if different := rundir.differing_keys(there, training.about):
-        raise ConfigError(
-            f"{url}: this job was begun otherwise: {'; '.join(different)}. Go back to that, or prove it in another run "
-            "directory"
-        )
+    if storage.exists(url):
+        there = {key: value for key, value in storage.read_json(url).items() if key != "fingerprint"}
+        may_be = there
+        if isinstance(training.how, External) and not is_done(run, training.job):
+            may_be = there | {"external": plan.mended(there["external"], training.about["external"])}
+        if different := rundir.differing_keys(may_be, training.about):
+            raise ConfigError(
+                f"{url}: this job was begun otherwise: {'; '.join(different)}. Go back to that, or prove it in another "
+                "run directory"
+            )
+        if there == training.about:
+            return
+    storage.write_json({"fingerprint": training.fingerprint} | training.about, url)
 
 
 def is_done(run: Run, job: Job, fingerprint: str | None = None) -> bool:
