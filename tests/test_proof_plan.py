@@ -168,6 +168,30 @@ def test_the_disk_is_counted_for_what_comes_to_lie_on_it(
     assert estimate == pytest.approx(sum(p.stat().st_size for p in kept), rel=0.15)
 
 
+def test_what_others_write_is_not_taken_for_what_is_planned(
+    curated_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer of others may keep snapshots of many GB: they make no room for images."""
+    import shutil
+
+    run = rundir.read(str(shutil.copytree(curated_run, tmp_path / "run")))
+    mine = External(train=("python",), resolution=32)
+    proof = Proof(arms=("original",), trainers=("x",), external={"x": mine}, reference=str(tmp_path), view="default")
+    folder = Path(run.root) / "jobs" / "original-x-s0" / "out"
+    folder.mkdir(parents=True)
+    with (folder / "network.pkl").open("wb") as f:
+        f.truncate(10**9)
+    monkeypatch.setattr("pipelines.proof.arms.check_arms", lambda *_: None)
+    needed = training.disk_bytes(proof, run.listing()["rows"])
+    monkeypatch.setattr(storage, "free_bytes", lambda url: needed - 1)
+    with pytest.raises(ConfigError, match="GB more"):
+        training.check(run, proof)
+    images = Path(run.root) / "jobs" / "images"
+    images.mkdir()
+    (images / "original-32.npy").write_bytes(bytes(1000))
+    training.check(run, proof)
+
+
 def test_a_dry_run_tells_all_jobs_and_touches_nothing(curated_run: Path) -> None:
     def stamps() -> dict[Path, int]:
         return {p: p.stat().st_mtime_ns for p in curated_run.rglob("*")}

@@ -49,9 +49,14 @@ def check_commands(name: str, trainer: External) -> None:
 
 def zip_path(run: Run, proof: Proof, job: Job) -> Path:
     """Where the images of a job's arm are for its trainer."""
+    return plan.local_root(run) / "jobs" / "images" / zip_name(proof, job)
+
+
+def zip_name(proof: Proof, job: Job) -> str:
+    """What their file is called."""
     arm = plan.SAME_IMAGES.get(job.arm, job.arm)
     side, labelled = proof.external[job.trainer].resolution, "-classes" if proof.classes else ""
-    return plan.local_root(run) / "jobs" / "images" / f"{arm}-{side}{labelled}.zip"
+    return f"{arm}-{side}{labelled}.zip"
 
 
 def write_zip(images: Images, path: Path) -> None:

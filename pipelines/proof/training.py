@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from manifests import rundir, storage
@@ -75,9 +76,9 @@ def check(run: Run, proof: Proof) -> None:
     """
     check_trainers(proof)
     arms.check_arms(run, proof)
-    root = plan.local_root(run)
-    there = sum(path.stat().st_size for path in (root / "jobs").rglob("*") if path.is_file())
-    needed, free = disk_bytes(proof, int(run.listing()["rows"])) - there, storage.free_bytes(run.root)
+    root, planned = plan.local_root(run), _planned(proof, int(run.listing()["rows"]))
+    needed = sum(max(0, size - _bytes_in(root / "jobs" / name)) for name, size in planned.items())
+    free = storage.free_bytes(run.root)
     if free is not None and needed > free:
         raise ConfigError(
             f"{root}: the jobs need about {needed / 1e9:.2g} GB more, {free / 1e9:.2g} GB are free; declare fewer "
@@ -182,20 +183,31 @@ def described(proof: Proof, run: Run | None, images: int | None) -> list[str]:
 
 
 def disk_bytes(proof: Proof, images: int) -> int:
-    """About what ``jobs/`` takes in the end: the arms' images, states and snapshots. ``images``: samples of a run."""
-    kept: dict[tuple[str, int, str], int] = {}
-    total = 0
+    """About what ``jobs/`` takes in the end: the arms' images, states and snapshots. ``images``: samples of a run.
+
+    Without what others' trainers write into their folders, of which nobody knows.
+    """
+    return sum(_planned(proof, images).values())
+
+
+def _planned(proof: Proof, images: int) -> dict[str, int]:
+    """The same by what it is for: names in ``jobs/``, of files or folders."""
+    found: dict[str, int] = {}
     for job in plan.jobs(proof):
         arm, side = plan.SAME_IMAGES.get(job.arm, job.arm), plan.resolution_of(proof, job.trainer)
         if (other := proof.external.get(job.trainer)) is not None:
-            kept[arm, side, "zip"] = 3 * side**2 * images
-            total += 3 * side**2 * proof.samples if other.sample else 0
+            found[f"images/{external.zip_name(proof, job)}"] = 3 * side**2 * images
+            found[f"{job.name}/samples"] = 3 * side**2 * proof.samples if other.sample else 0
         else:
             generator, all_of_them = _parameters(plan.preset_of(job.trainer))
             # A state is all networks and two moments of each parameter, and the generator's average.
-            total += 4 * (generator * (proof.snapshots + 1) + 3 * all_of_them)
-        kept[arm, side, "npy"] = 3 * side**2 * images
-    return total + sum(kept.values())
+            found[job.name] = 4 * (generator * (proof.snapshots + 1) + 3 * all_of_them)
+        found[f"images/{arm}-{side}.npy"] = 3 * side**2 * images
+    return found
+
+
+def _bytes_in(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
 def _parameters(preset: GeneratorPreset) -> tuple[int, int]:
