@@ -158,6 +158,8 @@ def prepare_images(arm: Samples, resolution: int, path: Path, *, split: Split = 
             "bytes": sizes,
         }
         _file(staged, "json").write_bytes(storage.json_bytes(marker))
+        if _is_done(path, fingerprint):  # by another process, meanwhile: who maps it already keeps its marker
+            return open_images(path)
         _file(path, "json").unlink(missing_ok=True)  # at no moment does it vouch for files that are not its own
         for suffix in ("npy", "parquet", "json"):
             storage.publish(_file(staged, suffix), str(_file(path, suffix)))

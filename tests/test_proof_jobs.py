@@ -21,9 +21,11 @@ from idm_core.generators import training as generators_training
 from idm_core.generators.batches import batch_at, epoch_order
 from idm_core.training_state import STATE
 from manifests import rundir, storage
+from manifests.errors import RunError
 from manifests.rundir import Run
-from pipelines.proof import arms, board, jobs, plan
-from pipelines.proof.plan import ArmName, Job, Proof
+from pipelines.config import Resources
+from pipelines.proof import arms, board, jobs, plan, training
+from pipelines.proof.plan import ArmName, External, Job, Proof
 from pipelines.proof.training import Training
 from pipelines.training_images import TrainingImages
 from tests.command_line import curate
@@ -207,6 +209,31 @@ def test_a_snapshot_that_is_gone_is_no_success(whole: Path, tmp_path: Path) -> N
     (folder / "snapshot-0000000080.safetensors").unlink()
     retrain(root, code=1)
     assert "1 of 2 snapshots are there" in storage.read_json(str(folder / "failure.json"))["error"]
+
+
+def test_arms_are_decoded_side_by_side_to_the_same_bytes_and_errors(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
+) -> None:
+    alone = Path(shutil.copytree(run, tmp_path / "alone"))
+    damaged = Path(shutil.copytree(run, tmp_path / "damaged"))
+    mine = External(train=(sys.executable,), resolution=DDM.resolution)
+    proof = Proof(
+        arms=("original", "null", "placebo"), trainers=(DDM.name, "mine"), external={"mine": mine}, view="default"
+    )
+    training.prepare(rundir.read(str(alone)), proof)
+    jobs._decode_side_by_side(rundir.read(str(run)), proof, Resources())
+
+    def decoded(root: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (root / "jobs/images").iterdir()}
+
+    assert len(decoded(run)) == 8 and decoded(run) == decoded(alone)
+    monkeypatch.setattr("pipelines.exports.arm.pixels_at", None)  # the driver has nothing left to decode
+    training.prepare(rundir.read(str(run)), proof)
+
+    tar = sorted((damaged / "source").glob("*.tar"))[0]
+    tar.write_bytes(tar.read_bytes()[:-10_000])
+    with pytest.raises(RunError, match=rf"^(?!ray::).*{tar.stem}"):
+        jobs._decode_side_by_side(rundir.read(str(damaged)), proof, Resources())
 
 
 prepare_arm = arms.prepare_arm

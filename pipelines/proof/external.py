@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,8 @@ def zip_name(proof: Proof, job: Job) -> str:
 
 
 def write_zip(images: Images, path: Path) -> None:
-    """Write an arm as a zip that NVlabs' trainers read, whole or not at all; nothing is done where it is there."""
+    """Write an arm as a zip that NVlabs' trainers read, whole or not at all; nothing is done where it is there. Any
+    process may, at once."""
     from pipelines.exports.stored_zip import StoredZip
     from pipelines.exports.stylegan import member_name, read_about
     from pipelines.images import encode_png
@@ -69,18 +71,18 @@ def write_zip(images: Images, path: Path) -> None:
     if read_about(path) == about:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged, directory = (path.with_name(f".{path.name}.{part}") for part in ("staged", "directory"))
-    with staged.open("w+b") as archive, directory.open("w+b") as entries:
-        written = StoredZip(archive, entries)
-        for i, pixels in enumerate(images.pixels):
-            written.add(member_name(i), encode_png(pixels))
-        labels = None
-        if images.labels is not None:
-            labels = [[member_name(i), label] for i, label in enumerate(images.labels.tolist())]
-        written.add("dataset.json", json.dumps({"labels": labels}).encode())
-        written.close(storage.json_bytes(about))
-    directory.unlink()
-    storage.publish(staged, str(path))
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        staged = Path(folder) / path.name
+        with staged.open("w+b") as archive, tempfile.TemporaryFile(dir=folder) as entries:
+            written = StoredZip(archive, entries)
+            for i, pixels in enumerate(images.pixels):
+                written.add(member_name(i), encode_png(pixels))
+            labels = None
+            if images.labels is not None:
+                labels = [[member_name(i), label] for i, label in enumerate(images.labels.tolist())]
+            written.add("dataset.json", json.dumps({"labels": labels}).encode())
+            written.close(storage.json_bytes(about))
+        storage.publish(staged, str(path))
 
 
 def learnt_from(about: Mapping[str, Any]) -> dict[str, Any]:

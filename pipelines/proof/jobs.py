@@ -53,6 +53,8 @@ def retrain(run: Run, proof: Proof, resources: Resources) -> list[str]:
     proof = detectors.with_detectors(run, arms.with_view(run, proof))
     check(run, proof)
     plan.declare(run, proof)
+    if resources.workers != 0:
+        _decode_side_by_side(run, proof, resources)
     trainings = prepare(run, proof)
     todo = [t for t in trainings if not is_done(run, t.job, t.fingerprint)]
     if not todo:
@@ -65,6 +67,55 @@ def retrain(run: Run, proof: Proof, resources: Resources) -> list[str]:
             failed = _side_by_side(run, proof, todo, resources, states)
     # In the plan's order: who fails first is chance.
     return [str(t.job.folder(run) / "failure.json") for t in todo if t in failed]
+
+
+def _decode_side_by_side(run: Run, proof: Proof, resources: Resources) -> None:
+    """Have Ray decode the arms that are not there yet, and write others' trainers their zips: a large set takes one
+    core an hour for each. What is there afterwards is only mapped.
+
+    Raises:
+        ConfigError, RunError, SourceError: as ``arms.prepare_arm``.
+    """
+    sets: dict[tuple[plan.ArmName, int], Path | None] = {}
+    for job in plan.jobs(proof):
+        which = plan.SAME_IMAGES.get(job.arm, job.arm), plan.resolution_of(proof, job.trainer)
+        sets.setdefault(which, None)
+        if job.trainer in proof.external:
+            sets[which] = external.zip_path(run, proof, job)
+    folder = plan.local_root(run) / "jobs" / "images"
+    todo = [
+        (arm, side, archive)
+        for (arm, side), archive in sets.items()
+        if not (folder / f"{arm}-{side}.json").exists() or (archive is not None and not archive.exists())
+    ]
+    if not todo:
+        return
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    from pipelines.workers import connect
+
+    connect(resources)
+    log.info("decoding %s side by side", ", ".join(f"{arm} at {side} px" for arm, side, _ in todo))
+    remote: Any = ray.remote(num_cpus=1)(_decode)
+    refs = [remote.remote(run, proof, *which) for which in todo]
+    try:
+        while refs:  # what is done is taken out: Ray ends this process where a task is cancelled as it returns
+            ready, refs = ray.wait(refs, num_returns=1)
+            ray.get(ready)
+    except RayTaskError as error:  # as it would have been raised in this process
+        raise error.cause from error
+    except RayError as error:
+        raise RunError(f"{run.root}: Ray could not have the arms decoded: {error}") from error
+    finally:
+        _end(refs)
+
+
+def _decode(run: Run, proof: Proof, arm: plan.ArmName, side: int, archive: Path | None) -> None:
+    """One arm at one size, on Ray; ``archive``: the zip that it is written to as well."""
+    images = arms.training_images(run, proof, arm, side)
+    if archive is not None:
+        external.write_zip(images, archive)
 
 
 def _one_by_one(run: Run, proof: Proof, todo: Sequence[Training], states: board.States) -> list[Training]:
