@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import tempfile
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from manifests.errors import ConfigError, CurateError, RunError
 from pipelines.config import Resources
-from pipelines.workers import connect
+from pipelines.workers import connect, gpus_each, is_local
 
 if TYPE_CHECKING:
     from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -51,7 +50,7 @@ def train_on_ray(
         max_failures: restarts before it is given up.
 
     Raises:
-        ConfigError: the options are wrong, or this machine has not so many CPUs or GPUs.
+        ConfigError: the options are wrong, this machine has not so many CPUs or GPUs, or ``gpus_each``'s.
         CurateError: whatever ``work`` raised of these.
         RunError: the group failed too often; the message is the first failing worker's.
         KeyboardInterrupt: Ctrl-C; the group was ended.
@@ -62,11 +61,6 @@ def train_on_ray(
     local = is_local(address)
     gpus = gpus_of_a_process(workers, cpus_per_worker, gpus_per_worker, local=local)
     fit(work, out, workers, cpus=cpus_per_worker, gpus=gpus, local=local, max_failures=max_failures)
-
-
-def is_local(address: str | None) -> bool:
-    """Whether this machine is all there is, and no autoscaler will enlarge it."""
-    return not address and not os.environ.get("RAY_ADDRESS")
 
 
 def fit(
@@ -101,14 +95,15 @@ def gpus_of_a_process(workers: int, cpus: int, wanted: float | None, *, local: b
     """1, 0, or the part of one that a group of one process asks for.
 
     Raises:
-        ConfigError: it is another number, or this machine, which no autoscaler will enlarge, has not enough for all.
+        ConfigError: it is another number; or this machine, which no autoscaler will enlarge, has not enough for all; or
+            ``gpus_each``'s.
     """
     import ray
 
     if wanted not in (None, 0, 1) and not (workers == 1 and wanted < 1):
         raise ConfigError(f"--gpus-per-worker {wanted:g}: a process trains on one whole GPU, or on none (0)")
+    gpus = gpus_each(wanted, local=local)
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus = float(there.get("GPU", 0) >= 1) if wanted is None else wanted
     for what, needed in (("CPU", workers * cpus), ("GPU", workers * gpus)):
         if local and needed > there.get(what, 0):
             raise ConfigError(

@@ -225,15 +225,42 @@ def connect(resources: Resources) -> None:
     )
 
 
-def placement(resources: Resources, uses_gpu: bool, shards: int) -> tuple[int, float]:
-    """How many actors, and how many GPUs each."""
+def is_local(address: str | None) -> bool:
+    """Whether this machine is all there is, and no autoscaler will enlarge it."""
+    return not address and not os.environ.get("RAY_ADDRESS")
+
+
+def gpus_each(wanted: float | None, *, local: bool) -> float:
+    """GPUs of a worker: as many as are wanted; where nobody says, 1 if there are any.
+
+    Raises:
+        ConfigError: nobody says, and a cluster shows none. It may be one whose GPUs come when they are asked for: days
+            on its head's CPUs are not what was meant.
+    """
     import ray
 
+    if wanted is not None:
+        return wanted
+    there = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    if there < 1 and not local:
+        raise ConfigError(
+            "the cluster shows no GPU: say `--gpus-per-worker 1` to wait for nodes that have one, or 0 to work on CPUs"
+        )
+    return float(there >= 1)
+
+
+def placement(resources: Resources, uses_gpu: bool, shards: int) -> tuple[int, float]:
+    """How many actors, and how many GPUs each.
+
+    Raises:
+        ConfigError: this machine has not so many, or ``gpus_each``'s.
+    """
+    import ray
+
+    local = is_local(resources.address)
+    gpus = gpus_each(resources.gpus_per_worker, local=local) if uses_gpu else 0.0
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus = resources.gpus_per_worker if uses_gpu else 0.0
-    if gpus is None:
-        gpus = 1.0 if there.get("GPU", 0) >= 1 else 0.0
-    if not resources.address and not os.environ.get("RAY_ADDRESS") and gpus > there.get("GPU", 0):
+    if local and gpus > there.get("GPU", 0):
         raise ConfigError(
             f"{gpus:g} GPUs per worker asked for, this machine has {there.get('GPU', 0):g} as Ray sees it"
         )

@@ -13,7 +13,8 @@ from manifests import attempts, rundir
 from manifests.errors import ConfigError, RunError
 from manifests.rundir import Run
 from pipelines.config import Resources
-from pipelines.workers import GivenUp, map_shards
+from pipelines.train_distributed import gpus_of_a_process as spread
+from pipelines.workers import GivenUp, map_shards, placement
 from tests.shard_work import open_broken, open_counting
 
 
@@ -138,3 +139,19 @@ def test_workers_that_cannot_start_end_the_stage(run: Run, local_ray: None) -> N
 def test_more_gpus_than_there_are_is_an_error_and_not_a_wait(run: Run, local_ray: None) -> None:
     with pytest.raises(ConfigError, match="3 GPUs per worker"):
         list(map_shards(run, "source", ["s-0"], open_counting, Resources(gpus_per_worker=3), uses_gpu=True))
+
+
+def test_a_cluster_that_shows_no_gpu_is_not_worked_on_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its GPUs may come when they are asked for; a machine of one's own has what it has."""
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    for asked in (lambda: placement(Resources(address="head:6379"), True, 1), lambda: spread(1, 1, None, local=False)):
+        with pytest.raises(ConfigError, match=r"no GPU: say `--gpus-per-worker 1` .* or 0 to"):
+            asked()
+    for gpus in (0, 1):
+        assert placement(Resources(address="head:6379", workers=3, gpus_per_worker=gpus), True, 5) == (3, gpus)
+        assert spread(1, 1, gpus, local=False) == gpus
+    assert placement(Resources(address="head:6379"), False, 1) == placement(Resources(), True, 1) == (1, 0)
+    assert spread(1, 1, None, local=True) == 0

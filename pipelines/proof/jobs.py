@@ -96,6 +96,7 @@ def _decode_side_by_side(run: Run, proof: Proof, resources: Resources) -> None:
     from pipelines.workers import connect
 
     connect(resources)
+    _of_a_process(proof, resources)  # what would be wrong with it is said before the hours that decoding may take
     log.info("decoding %s side by side", ", ".join(f"{arm} at {side} px" for arm, side, _ in todo))
     remote: Any = ray.remote(num_cpus=1)(_decode)
     refs = [remote.remote(run, proof, *which) for which in todo]
@@ -140,12 +141,10 @@ def _side_by_side(
     import ray
     from ray.exceptions import RayError
 
-    from pipelines.train_distributed import gpus_of_a_process, is_local
-    from pipelines.workers import connect
+    from pipelines.workers import connect, is_local
 
     connect(resources)
-    local, cpus = is_local(resources.address), max(1, int(resources.cpus_per_worker))
-    gpus = gpus_of_a_process(proof.workers, cpus, resources.gpus_per_worker, local=local)
+    local, (cpus, gpus) = is_local(resources.address), _of_a_process(proof, resources)
     needs = {t.job.name: _needs(t, proof.workers, cpus, gpus) for t in todo}
     if local:
         _check_room([t for t in todo if isinstance(t.how, External)], needs)
@@ -176,6 +175,18 @@ def _side_by_side(
     finally:
         _end(list(running))
     return failed
+
+
+def _of_a_process(proof: Proof, resources: Resources) -> tuple[int, float]:
+    """CPUs and GPUs of a process of our own jobs. ConfigError as ``gpus_of_a_process``, where there are such jobs."""
+    from pipelines.train_distributed import gpus_of_a_process
+    from pipelines.workers import is_local
+
+    cpus = max(1, int(resources.cpus_per_worker))
+    if all(trainer in proof.external for trainer in proof.trainers):
+        return cpus, 0.0
+    local = is_local(resources.address)
+    return cpus, gpus_of_a_process(proof.workers, cpus, resources.gpus_per_worker, local=local)
 
 
 def _needs(training: Training, workers: int, cpus: int, gpus: float) -> Needs:
