@@ -322,6 +322,7 @@ def test_not_more_jobs_are_started_than_there_is_room_for(local_ray: None) -> No
     assert may(gpu, gpu) and not may(gpu, gpu, gpu) and may(gpu, one, one)
     assert may({"CPU": 0, "GPU": 0.5}, gpu, {"CPU": 0, "GPU": 0.5}) and not may(gpu, gpu, {"CPU": 0, "GPU": 0.5})
     assert may({"CPU": 64, "GPU": 8}), "a cluster grows for what waits"
+    assert may(one, one, one, local=False) and not may(one, one, one, one, local=False), "one that waits is enough"
     assert not may(one, one, at_once=1) and not may(one, one, one, at_once=3)
     assert may(one, one, one, at_once=3, local=False) and not may(one, one, one, at_once=2, local=False)
 

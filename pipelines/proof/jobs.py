@@ -210,9 +210,10 @@ def _check_room(trainings: Sequence[Training], needs: dict[str, Needs]) -> None:
 
 
 def _has_room(training: Training, running: Any, needs: dict[str, Needs], at_once: int | None, local: bool) -> bool:
-    """Whether another job may be started. The first one always may: on a cluster that grows, it is what it grows for.
+    """Whether another job may be started. The first one always may.
 
-    So is ``at_once`` there: whoever names a number gets it, and Ray has the jobs wait for their nodes.
+    On a cluster one more may than there is room for now: a job that waits is what it grows for. ``at_once`` goes
+    beyond the room there: whoever names a number gets it, and Ray has the jobs wait for their nodes.
     """
     import ray
 
@@ -223,7 +224,7 @@ def _has_room(training: Training, running: Any, needs: dict[str, Needs], at_once
         return len(others) < at_once
     there: Needs = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return all(
-        sum(other[what] for other in others) + needed <= there.get(what, 0)
+        sum(other[what] for other in others) + (needed if local else 0) <= there.get(what, 0)
         for what, needed in needs[training.job.name].items()
     )
 
