@@ -22,7 +22,7 @@ from PIL import Image
 
 from idm_core.generators import Images
 from manifests import storage
-from pipelines.proof import external
+from pipelines.proof import external, jobs
 from tests.command_line import curate
 from tests.export_fixture import ImageFolderDataset
 
@@ -253,6 +253,26 @@ def test_ctrl_c_ends_what_runs_on_ray_and_is_no_failure(
     processes = [Path("/proc") / pid for path in pids for pid in path.read_text().split()]
     waited_for(lambda: not any(process.exists() for process in processes), 30)
     assert not list((run / "jobs").glob("*/failure.json")) and not list((run / "jobs").glob("*/done.json"))
+
+
+def test_who_waits_for_a_node_that_may_never_come_is_told(
+    run: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """This machine passes for a cluster, which may grow, and for this job it does not."""
+    warn = jobs._warn_without_node
+    warn("small", {"CPU": 2, "GPU": 2})
+
+    def told(name: str, needs: dict[str, float]) -> None:
+        warn(name, needs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RAY_ADDRESS", "a-cluster:6379")
+    monkeypatch.setattr("pipelines.workers.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(jobs, "_warn_without_node", told)
+    config = declared(tmp_path, {"large": {"train": TRAIN, "gpus": 4}}, arms=["original"])
+    curate("retrain", run, "--config", config, code=130)
+    said = [message for message in caplog.messages if "waits for a node" in message]
+    assert said == ["job original-large-s0 waits for a node with 1 CPUs and 4 GPUs; none is there"]
 
 
 def test_a_real_trainer_learns_from_an_arm_and_makes_images(run: Path, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def _side_by_side(
     import ray
     from ray.exceptions import RayError
 
-    from pipelines.workers import connect, is_local
+    from pipelines.workers import PATIENCE_SECONDS, connect, is_local
 
     connect(resources)
     local, (cpus, gpus) = is_local(resources.address), _of_a_process(proof, resources)
@@ -149,6 +149,7 @@ def _side_by_side(
     if local:
         _check_room([t for t in todo if isinstance(t.how, External)], needs)
     waiting, running, failed = deque(todo), dict[Any, Training](), list[Training]()
+    asked: dict[Any, float] = {}  # tasks of others' trainers that no node was looked for yet => since when they run
     try:
         while waiting or running:
             while waiting and _has_room(waiting[0], running.values(), needs, resources.jobs_at_once, local):
@@ -159,14 +160,19 @@ def _side_by_side(
                     # The command is the work: its CPUs and GPUs are this task's.
                     task = ray.remote(num_cpus=training.how.cpus, num_gpus=training.how.gpus)(_run_external)
                     ref = task.remote(run, proof, training, str(Path.cwd()))
+                    asked[ref] = time.monotonic()
                 else:
                     # Ray Train's fit blocks, so it has a task of its own, which needs nothing: the group does the work.
                     task = ray.remote(num_cpus=0, runtime_env=_ALONE if local else {})(_fit)
                     ref = task.remote(run, proof, training, cpus, gpus, local)
                 running[ref] = training
             ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
+            for ref in [ref for ref, since in asked.items() if time.monotonic() - since >= PATIENCE_SECONDS]:
+                del asked[ref]
+                _warn_without_node(running[ref].job.name, needs[running[ref].job.name])
             for ref in ready:
                 training = running.pop(ref)
+                asked.pop(ref, None)
                 try:
                     error = ray.get(ref)
                 except RayError as lost:  # the task itself, again and again, or it could not be started
@@ -207,6 +213,15 @@ def _check_room(trainings: Sequence[Training], needs: dict[str, Needs]) -> None:
                     f"proof.external.{training.job.trainer}: it needs {needed:g} {what}s; this machine has "
                     f"{there.get(what, 0):g}, as Ray sees it"
                 )
+
+
+def _warn_without_node(name: str, needs: Needs) -> None:
+    """Say that a task waits for a node, where none that is there could ever take it: it may wait for ever."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    if not any(all(node.get(what, 0) >= needed for what, needed in needs.items()) for node in nodes):
+        log.warning("job %s waits for a node with %g CPUs and %g GPUs; none is there", name, needs["CPU"], needs["GPU"])
 
 
 def _has_room(training: Training, running: Any, needs: dict[str, Needs], at_once: int | None, local: bool) -> bool:
