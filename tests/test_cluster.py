@@ -127,3 +127,35 @@ def test_a_cluster_that_is_not_there_is_an_error_with_a_hint() -> None:
     (port,) = free_ports(1)
     done = curate(dict(os.environ), "submit", "--address", f"http://127.0.0.1:{port}", "--", "doctor")
     assert done.returncode == 1 and "--address" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_jobs_of_a_proof_are_spread_over_the_nodes(tmp_path: Path) -> None:
+    """Their tasks need no CPU; all are there at the same time, so none has another's place."""
+    program = """
+import sys, time, uuid
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from pipelines.proof.jobs import _SPREAD
+
+def meet(place):
+    (place / uuid.uuid4().hex).touch()
+    while len(list(place.iterdir())) < 4:
+        time.sleep(0.05)
+    return ray.get_runtime_context().get_node_id()
+
+node = {"num_cpus": 1, "object_store_memory": 80_000_000}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+cluster.add_node(**node)
+cluster.wait_for_nodes()
+ray.init(address=cluster.address)
+remote = ray.remote(num_cpus=0, **_SPREAD)(meet)
+print(len(set(ray.get([remote.remote(Path(sys.argv[1])) for _ in range(4)], timeout=200))))
+ray.shutdown()
+cluster.shutdown()
+"""
+    environment = {**{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, "RAY_raylet_start_wait_time_s": "120"}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "2"

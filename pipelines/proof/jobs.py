@@ -32,8 +32,10 @@ END_SECONDS: Final = 15.0
 #: How long a job waits for whoever had its folder before, and of whose end the cluster may not know yet.
 FREE_SECONDS: Final = 120.0
 
-#: On a machine of one's own nobody takes nodes away, and nobody needs a process to watch for it.
-_ALONE: Final = {"env_vars": {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}}
+#: Where our own jobs are. On one's own machine nobody takes nodes away, and nobody needs a process to watch for it.
+#: On a cluster tasks without CPUs would pile up on the driver's node, with Ray Train's controllers of 0.7 GB each.
+_ALONE: Final = {"runtime_env": {"env_vars": {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}}}
+_SPREAD: Final = {"scheduling_strategy": "SPREAD"}
 
 Needs = dict[str, float]  # "CPU", "GPU" => how many
 
@@ -163,7 +165,7 @@ def _side_by_side(
                     asked[ref] = time.monotonic()
                 else:
                     # Ray Train's fit blocks, so it has a task of its own, which needs nothing: the group does the work.
-                    task = ray.remote(num_cpus=0, runtime_env=_ALONE if local else {})(_fit)
+                    task = ray.remote(num_cpus=0, **(_ALONE if local else _SPREAD))(_fit)
                     ref = task.remote(run, proof, training, cpus, gpus, local)
                 running[ref] = training
             ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
