@@ -244,7 +244,7 @@ def declare(run: Run, proof: Proof) -> None:
             )
         if there == declared:
             return
-        if there["seeds"] != declared["seeds"]:
+        if any(proof.seeds_of(trainer) > first.seeds_of(trainer) for trainer in first.trainers):
             _remember(run, first)
     storage.write_json(declared, url)
 
