@@ -22,7 +22,7 @@ from PIL import Image
 
 from idm_core.generators import Images
 from manifests import storage
-from pipelines.proof import external, jobs
+from pipelines.proof import external, jobs, room
 from tests.command_line import curate
 from tests.export_fixture import ImageFolderDataset
 
@@ -259,7 +259,7 @@ def test_who_waits_for_a_node_that_may_never_come_is_told(
     run: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """This machine passes for a cluster, which may grow, and for this job it does not."""
-    warn = jobs._warn_without_node
+    warn = room.warn_without_node
     warn("small", {"CPU": 2, "GPU": 2})
 
     def told(name: str, needs: dict[str, float]) -> None:
@@ -268,7 +268,7 @@ def test_who_waits_for_a_node_that_may_never_come_is_told(
 
     monkeypatch.setenv("RAY_ADDRESS", "a-cluster:6379")
     monkeypatch.setattr("pipelines.workers.PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr(jobs, "_warn_without_node", told)
+    monkeypatch.setattr(jobs, "warn_without_node", told)
     config = declared(tmp_path, {"large": {"train": TRAIN, "gpus": 4}}, arms=["original"])
     curate("retrain", run, "--config", config, code=130)
     said = [message for message in caplog.messages if "waits for a node" in message]

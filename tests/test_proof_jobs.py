@@ -24,7 +24,7 @@ from manifests import rundir, storage
 from manifests.errors import RunError
 from manifests.rundir import Run
 from pipelines.config import Resources
-from pipelines.proof import arms, board, jobs, plan, training
+from pipelines.proof import arms, board, jobs, plan, room, training
 from pipelines.proof.plan import ArmName, External, Job, Proof
 from pipelines.proof.training import Training
 from pipelines.training_images import TrainingImages
@@ -311,7 +311,7 @@ def test_not_more_jobs_are_started_than_there_is_room_for(local_ray: None) -> No
         all_needs = {str(i): n for i, n in enumerate([needs, *others])}
         named = [Named(Job("original", str(i), 0, 0, 1)) for i in range(len(all_needs))]
         by_name = {t.job.name: n for t, n in zip(named, all_needs.values(), strict=True)}
-        return jobs._has_room(named[0], named[1:], by_name, at_once, local)  # type: ignore[arg-type]
+        return room.has_room(named[0], named[1:], by_name, at_once, local)  # type: ignore[arg-type]
 
     class Named:
         def __init__(self, job: Job) -> None:

@@ -21,6 +21,7 @@ from manifests.rundir import Run
 from pipelines.config import Resources
 from pipelines.proof import arms, board, detectors, external, plan
 from pipelines.proof.plan import External, Proof
+from pipelines.proof.room import check_room, has_room, needs_of, of_a_process, warn_without_node
 from pipelines.proof.training import Training, check, is_done, prepare
 
 log = logging.getLogger("idm_curate")
@@ -36,8 +37,6 @@ FREE_SECONDS: Final = 120.0
 #: On a cluster tasks without CPUs would pile up on the driver's node, with Ray Train's controllers of 0.7 GB each.
 _ALONE: Final = {"runtime_env": {"env_vars": {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}}}
 _SPREAD: Final = {"scheduling_strategy": "SPREAD"}
-
-Needs = dict[str, float]  # "CPU", "GPU" => how many
 
 
 def retrain(run: Run, proof: Proof, resources: Resources) -> list[str]:
@@ -98,7 +97,7 @@ def _decode_side_by_side(run: Run, proof: Proof, resources: Resources) -> None:
     from pipelines.workers import connect
 
     connect(resources)
-    _of_a_process(proof, resources)  # what would be wrong with it is said before the hours that decoding may take
+    of_a_process(proof, resources)  # what would be wrong with it is said before the hours that decoding may take
     log.info("decoding %s side by side", ", ".join(f"{arm} at {side} px" for arm, side, _ in todo))
     remote: Any = ray.remote(num_cpus=1)(_decode)
     refs = [remote.remote(run, proof, *which) for which in todo]
@@ -146,15 +145,15 @@ def _side_by_side(
     from pipelines.workers import PATIENCE_SECONDS, connect, is_local
 
     connect(resources)
-    local, (cpus, gpus) = is_local(resources.address), _of_a_process(proof, resources)
-    needs = {t.job.name: _needs(t, proof.workers, cpus, gpus) for t in todo}
+    local, (cpus, gpus) = is_local(resources.address), of_a_process(proof, resources)
+    needs = {t.job.name: needs_of(t, proof.workers, cpus, gpus) for t in todo}
     if local:
-        _check_room([t for t in todo if isinstance(t.how, External)], needs)
+        check_room([t for t in todo if isinstance(t.how, External)], needs)
     waiting, running, failed = deque(todo), dict[Any, Training](), list[Training]()
     asked: dict[Any, float] = {}  # tasks of others' trainers that no node was looked for yet => since when they run
     try:
         while waiting or running:
-            while waiting and _has_room(waiting[0], running.values(), needs, resources.jobs_at_once, local):
+            while waiting and has_room(waiting[0], running.values(), needs, resources.jobs_at_once, local):
                 training = waiting.popleft()
                 states[training.job.name] = "running"
                 task: Any
@@ -171,7 +170,7 @@ def _side_by_side(
             ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
             for ref in [ref for ref, since in asked.items() if time.monotonic() - since >= PATIENCE_SECONDS]:
                 del asked[ref]
-                _warn_without_node(running[ref].job.name, needs[running[ref].job.name])
+                warn_without_node(running[ref].job.name, needs[running[ref].job.name])
             for ref in ready:
                 training = running.pop(ref)
                 asked.pop(ref, None)
@@ -183,67 +182,6 @@ def _side_by_side(
     finally:
         _end(list(running))
     return failed
-
-
-def _of_a_process(proof: Proof, resources: Resources) -> tuple[int, float]:
-    """CPUs and GPUs of a process of our own jobs. ConfigError as ``gpus_of_a_process``, where there are such jobs."""
-    from pipelines.train_distributed import gpus_of_a_process
-    from pipelines.workers import is_local
-
-    cpus = max(1, int(resources.cpus_per_worker))
-    if all(trainer in proof.external for trainer in proof.trainers):
-        return cpus, 0.0
-    local = is_local(resources.address)
-    return cpus, gpus_of_a_process(proof.workers, cpus, resources.gpus_per_worker, local=local)
-
-
-def _needs(training: Training, workers: int, cpus: int, gpus: float) -> Needs:
-    if isinstance(training.how, External):
-        return {"CPU": training.how.cpus, "GPU": training.how.gpus}
-    return {"CPU": workers * cpus, "GPU": workers * gpus}
-
-
-def _check_room(trainings: Sequence[Training], needs: dict[str, Needs]) -> None:
-    """ConfigError where this machine could never do one of them."""
-    import ray
-
-    there: Needs = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    for training in trainings:
-        for what, needed in needs[training.job.name].items():
-            if needed > there.get(what, 0):
-                raise ConfigError(
-                    f"proof.external.{training.job.trainer}: it needs {needed:g} {what}s; this machine has "
-                    f"{there.get(what, 0):g}, as Ray sees it"
-                )
-
-
-def _warn_without_node(name: str, needs: Needs) -> None:
-    """Say that a task waits for a node, where none that is there could ever take it: it may wait for ever."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if not any(all(node.get(what, 0) >= needed for what, needed in needs.items()) for node in nodes):
-        log.warning("job %s waits for a node with %g CPUs and %g GPUs; none is there", name, needs["CPU"], needs["GPU"])
-
-
-def _has_room(training: Training, running: Any, needs: dict[str, Needs], at_once: int | None, local: bool) -> bool:
-    """Whether another job may be started. The first one always may.
-
-    On a cluster one more may than there is room for now: a job that waits is what it grows for. ``at_once`` goes
-    beyond the room there: whoever names a number gets it, and Ray has the jobs wait for their nodes.
-    """
-    import ray
-
-    others = [needs[t.job.name] for t in running]
-    if not others:
-        return True
-    if at_once is not None and (len(others) >= at_once or not local):
-        return len(others) < at_once
-    there: Needs = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return all(
-        sum(other[what] for other in others) + (needed if local else 0) <= there.get(what, 0)
-        for what, needed in needs[training.job.name].items()
-    )
 
 
 def _end(refs: Sequence[Any]) -> None:
