@@ -222,6 +222,14 @@ def test_fieller_solves_its_own_equation_and_says_when_it_cannot() -> None:
     assert (exact.value, exact.low, exact.high) == pytest.approx((0.5, 0.5, 0.5))
     assert "not shown" in str(recovery_of(x, np.array([-3.0, 9, -4, 8])).why)
     assert recovery_of(x, -y).value is None
+    # Where the set has no ends it still leaves out what the differences rule out: at its borders they just do.
+    unsure = np.array([1.0, 9, 4, 16])
+    ruled_out = recovery_of(unsure * 0.5 + x, unsure).ruled_out
+    assert ruled_out is not None and ruled_out[0] < 0 < 0.5 < ruled_out[1]
+    for border in ruled_out:
+        z = unsure * 0.5 + x - border * unsure
+        assert abs(z.mean()) / (z.std(ddof=1) / 2) == pytest.approx(3.18244630, rel=1e-6)
+    assert recovery_of(np.array([-3.0, 4, -1, 2]), unsure).ruled_out is None
     assert recovery_of(x[:1], y[:1]).why == "a single pair has no interval"
 
 

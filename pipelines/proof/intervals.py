@@ -35,12 +35,14 @@ class Recovery:
     Attributes:
         value: None where pristine data did not gain anything.
         low, high: Fieller's interval; None if ``why`` says that there is none.
+        ruled_out: where his set has no ends, the values that it still leaves out: all between these two.
     """
 
     value: float | None
     low: float | None
     high: float | None
     why: str | None = None
+    ruled_out: tuple[float, float] | None = None
 
 
 def delta_interval(value: float, influence: Numbers | None, more: float = 0.0) -> Estimate:
@@ -124,7 +126,11 @@ def recovery_of(gains: Sequence[float] | Numbers, pristine: Sequence[float] | Nu
     t = _quantile(len(x) - 1)
     g = t**2 * v22 / bottom**2
     if g >= 1:
-        return Recovery(ratio, None, None, "the pristine arm is not shown to be better than the original")
+        # His set is then all values, or all but those between the roots of a ratio^2 - 2 b ratio + c.
+        a, b, c = bottom**2 - t**2 * v22, top * bottom - t**2 * v12, top**2 - t**2 * v11
+        root = math.sqrt(max(b**2 - a * c, 0.0))
+        ruled_out = ((b + root) / a, (b - root) / a) if root and a < 0 else None
+        return Recovery(ratio, None, None, "the pristine arm is not shown to be better than the original", ruled_out)
     covariance = t**2 * v12 / bottom**2
     inside = v11 - 2 * ratio * v12 + ratio**2 * v22 - g * v11 + t**2 * v12**2 / bottom**2
     half = t / bottom * math.sqrt(max(inside, 0.0))

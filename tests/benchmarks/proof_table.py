@@ -26,7 +26,7 @@ def table_of(found: Mapping[str, Any]) -> str:
             rows.append((
                 trainer, gain["arm"], _number(own.get(gain["arm"])), _number(gain["value"]), str(gain["pairs"]),
                 _percent(gain["gain"]), _number(gain["chance"], 1, 100), gain["verdict"],
-                _estimate(gain["recovery"], 2), _percent(over_filter.get((trainer, gain["arm"]))),
+                _recovery(gain["recovery"]), _percent(over_filter.get((trainer, gain["arm"]))),
             ))  # fmt: skip
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -46,6 +46,11 @@ def _estimate(estimate: Mapping[str, Any] | None, digits: int = 0, times: float 
         return ""
     value, low, high = (_number(estimate[end], digits, times) for end in ("value", "low", "high"))
     return f"{value} ({low} to {high})" if low else value
+
+
+def _recovery(recovery: Mapping[str, Any] | None) -> str:
+    ruled_out = recovery and recovery.get("ruled_out")
+    return _estimate(recovery, 2) + (f" (not {ruled_out[0]:.2f} to {ruled_out[1]:.2f})" if ruled_out else "")
 
 
 def _percent(share: Mapping[str, Any] | None) -> str:
