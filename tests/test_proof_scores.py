@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from functools import partial
 from pathlib import Path
@@ -15,14 +14,14 @@ from PIL import Image
 
 from idm_core.generators import sample
 from manifests import rundir, status, storage
-from manifests.errors import ConfigError, RunError
+from manifests.errors import RunError
 from manifests.rundir import Run
 from pipelines import feature_sets
 from pipelines.config import Resources
 from pipelines.evaluate import compare
 from pipelines.feature_sets import Sampling, features_of
 from pipelines.image_sets import open_images
-from pipelines.proof import balance, detectors, drawn, influence, plan, scores
+from pipelines.proof import balance, drawn, influence, scores
 from pipelines.proof.measuring import SAMPLING, looked_at, score_sets
 from pipelines.proof.metrics import append_metrics, metrics_path, read_metrics
 from pipelines.proof.plan import External, Proof
@@ -358,37 +357,6 @@ def test_restoring_is_weighed_once_and_of_large_sets_a_part(
     assert status.digest(run) != before, "a report says what is there now"
     monkeypatch.setattr(balance, "LEAST", 100)
     assert balance.balance(run, proof, HERE, [ColourDetector]) is None
-
-
-# ---- Detectors
-
-
-def test_without_inception_it_is_said_that_there_is_no_fid(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("IDM_WEIGHTS", str(tmp_path))
-    with caplog.at_level(logging.WARNING, logger="idm_curate"):
-        detectors.say_detectors(Proof())
-    (said,) = caplog.messages
-    assert "no FID" in said and "inception-2015-12-05.pt is missing" in said and "FD-EffNet" in said
-    caplog.clear()
-    (effnet,) = detectors.detectors_of(Proof())
-    assert effnet("cpu").frechet == "FD-EffNet" and caplog.messages == []
-    smaller = Proof(detectors=("effnet-64", "auto", "effnet"))
-    assert [d("cpu").name for d in detectors.detectors_of(smaller)] == [
-        "efficientnet-lite0-64",
-        "efficientnet-lite0-224",
-    ]
-    run = proof_fixture.write_run(tmp_path / "run")
-    pinned = detectors.with_detectors(run, Proof())
-    assert pinned.detectors == ("effnet",)
-    plan.declare(run, pinned)
-    (tmp_path / "inception-2015-12-05.pt").write_bytes(b"it has come later")
-    assert detectors.with_detectors(run, Proof()) == pinned, "the headline stays what it was declared to be"
-    (tmp_path / "inception-2015-12-05.pt").unlink()
-    for wrong, told in (("inception", "is missing"), ("effnet-50", "multiple of 32"), ("clip", "unknown")):
-        with pytest.raises(ConfigError, match=told):
-            detectors.detectors_of(Proof(detectors=(wrong,)))
 
 
 def test_lines_are_json_that_others_read(finished: Run) -> None:
