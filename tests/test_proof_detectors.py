@@ -1,4 +1,4 @@
-"""Which detectors measure a proof: FID is said to be missing before any training, and the headline stays what it was."""
+"""Which detectors measure a proof: a missing FID is said before any training, and the headline stays what it was."""
 
 from __future__ import annotations
 
