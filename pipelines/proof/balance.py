@@ -108,8 +108,8 @@ def _even_at(images: int, fewer: float, ahead: float) -> float | None:
     """Images of a set for which both are the same if the lead is this; None where restoring is ahead at any size.
 
     Having fewer images costs dropping ``fewer``, the less the larger the set. The lead is that less what restoring
-    leaves of the damage, which does not depend on the size. ``fewer`` counts as known: in two runs it scattered by 1
-    and 2 % with the draw of its halves, where the lead's interval reached 13 and 70 % of it to either side.
+    leaves of the damage, which does not depend on the size. ``fewer`` counts as known: it scatters far less, with the
+    draw of its halves, than the lead does.
     """
     remains = fewer - ahead
     return images * fewer / remains if remains > 0 else None
