@@ -105,6 +105,10 @@ _TEN_PAIRS: Final = {
 _TWO_WAYS: Final = {
     "arms": ["original", "combined", "filter", "pristine"], "trainers": ["gan-32"], "nimg": 60_000,
 }  # fmt: skip
+_WEIGHTED: Final = {
+    "arms": ["original", "combined", "filter", "weighted", "pristine", "null"],
+    "trainers": ["ddm-32-quick"], "nimg": 60_000, "seeds": 4,
+}  # fmt: skip
 _CLASSES: Final = {
     "arms": ["original", "combined", "filter", "weighted", "pristine"],
     "trainers": ["ddm-32"], "nimg": 100_000, "snapshots": 1, "classes": True,
@@ -118,6 +122,7 @@ _TINY: Final = ("tiny-imagenet.zip", "imagenet-sample.zip")
 STUDIES: Final = {
     "faces": Study(*_FACES, 8_000, 0.4, ("mild", "heavy"), _ALL),
     "faces-gan": Study(*_FACES, 8_000, 0.4, ("mild", "heavy"), _TEN_PAIRS, like="faces"),
+    "faces-weighted": Study(*_FACES, 8_000, 0.4, ("mild", "heavy"), _WEIGHTED, like="faces"),
     # By the distances of the sets themselves dropping is better above, and restoring here.
     "few-mild-80": Study(*_FACES, 1_000, 0.8, ("mild",), _TWO_WAYS),
     "tiny-imagenet": Study(*_TINY, 8_000, 0.4, ("mild", "heavy"), _CLASSES, str),
