@@ -73,7 +73,7 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
     figures: dict[str, Any] = {
         "arms": {arm: ARMS[arm] for arm in proof.arms},
         "trainers": list(proof.trainers),
-        "grown": [before for before in grown(run) if before["measured"]],
+        "grown": [_added(step) for step in grown(run) if step["measured"]],
         "seeds": {trainer: proof.seeds_of(trainer) for trainer in proof.trainers},
         "samples": proof.samples,
         "reference": proof.reference,
@@ -116,6 +116,18 @@ def proof_figures(run: Run) -> dict[str, Any] | None:
 def _read(run: Run, name: str) -> dict[str, Any] | None:
     url = run.url(name)
     return storage.read_json(url) if storage.exists(url) else None
+
+
+def _added(step: Mapping[str, Any]) -> str:
+    """What was added to a declaration after looking, as a sentence."""
+    parts = []
+    if step["seeds"]:
+        had = (f"{trainer} had {page.number(count)}" for trainer, count in step["seeds"].items())
+        parts.append(f"seeds ({', '.join(had)})")
+    if arms := step.get("arms"):  # older ones know of seeds alone
+        parts.append(f"{'arm' if len(arms) == 1 else 'arms'} {', '.join(arms)}")
+    added = " and ".join(parts)
+    return f"Added after figures of {page.number(step['measured'])} jobs had been measured: {added}."
 
 
 def said(gain: Gain, measure: Measure) -> str:

@@ -95,7 +95,7 @@ def test_trainers_that_cannot_work_are_refused(wrong: dict[str, Any], words: str
         training.check_trainers(Proof(**wrong))
 
 
-def test_it_is_declared_once_and_only_seeds_may_grow(run: Run) -> None:
+def test_it_is_declared_once_and_only_seeds_and_arms_may_grow(run: Run) -> None:
     with pytest.raises(RunError, match="idm-curate retrain"):
         plan.read(run)
     proof = Proof(seeds=3)
@@ -109,7 +109,11 @@ def test_it_is_declared_once_and_only_seeds_may_grow(run: Run) -> None:
     for more in ({"gan-32": 4, "ddm-32": 3}, {"gan-32": 5, "ddm-32": 3}, 5):
         plan.declare(run, Proof(seeds=more))
         assert plan.read(run) == Proof(seeds=more)
-    with pytest.raises(ConfigError, match=r"declared otherwise: seeds"):
+    plan.declare(run, more_arms := Proof(seeds=5, arms=("original", "weighted", *proof.arms[1:])))
+    assert plan.read(run) == more_arms
+    with pytest.raises(ConfigError, match=r"declared otherwise: arms"):
+        plan.declare(run, Proof(seeds=5))
+    with pytest.raises(ConfigError, match=r"; seeds \(5 there"):
         plan.declare(run, Proof(seeds={"gan-32": 9, "ddm-32": 4}))
     storage.write_json({"seeds": "many"}, run.url("jobs", "proof.json"))
     with pytest.raises(RunError, match="seeds"):

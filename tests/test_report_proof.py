@@ -204,15 +204,21 @@ def test_the_report_is_of_the_figures_that_are_there(copy: Run) -> None:
     assert status.digest(copy) != after, "more seeds make it incomplete"
 
 
-def test_seeds_that_were_added_after_looking_are_told(copy: Run) -> None:
-    declare(copy, PROOF.model_copy(update={"seeds": {"ddm-32": 5, "gan-32": 7}}))
+def test_what_was_added_after_looking_is_told(copy: Run) -> None:
+    more = PROOF.model_copy(update={"seeds": {"ddm-32": 5, "gan-32": 7}})
+    declare(copy, more)
     proof = figures_of(Path(copy.root))["proof"]
-    assert proof["grown"] == [{"seeds": {"ddm-32": 5, "gan-32": 5}, "measured": 70}] and proof["scored"] == 70
+    said = "Added after figures of 70 jobs had been measured: seeds (gan-32 had 5)."
+    assert proof["grown"] == [said] and proof["scored"] == 70
     html = (Path(copy.root) / "report.html").read_text()
-    assert "measured of 70 jobs: ddm-32 had 5, gan-32 had 5" in html and "10 of 12 pairs" in proof["said"][1]
+    assert said in html and "10 of 12 pairs" in proof["said"][1]
+    declare(copy, more := more.model_copy(update={"arms": (*PROOF.arms, "weighted")}))
+    proof = figures_of(Path(copy.root))["proof"]
+    assert proof["grown"][1:] == ["Added after figures of 70 jobs had been measured: arm weighted."]
     metrics_path(copy).unlink()
-    declare(copy, PROOF.model_copy(update={"seeds": 8}))
-    assert [before["measured"] for before in grown(copy)] == [70, 0]
+    declare(copy, more.model_copy(update={"seeds": 8}))
+    assert [step["measured"] for step in grown(copy)] == [70, 70, 0]
+    assert figures_of(Path(copy.root))["proof"]["grown"] == proof["grown"], "nobody had looked"
 
 
 def test_pictures_keep_to_their_budget(proved: Run) -> None:

@@ -1,7 +1,7 @@
 """What a proof is going to compare, declared in ``jobs/proof.json`` before anything is trained; and its jobs.
 
 jobs/proof.json                    the declaration
-jobs/grown.json                    how many seeds it had before, and what was measured by then
+jobs/grown.json                    what was added to it later, and what was measured by then
 jobs/images/ARM-PX.npy             an arm's images, decoded once
 jobs/ARM-TRAINER-sSEED/            a job: its state, stats.jsonl, snapshots, done.json
 metrics.jsonl                      figures of every snapshot
@@ -219,8 +219,8 @@ def is_declared(run: Run) -> bool:
 
 
 def declare(run: Run, proof: Proof) -> None:
-    """Write the declaration down, or see that it is the one that is there. More seeds may be added to it later, and
-    ``MENDABLE`` be mended.
+    """Write the declaration down, or see that it is the one that is there. Seeds and arms may be added to it later,
+    and ``MENDABLE`` be mended.
 
     Raises:
         ConfigError: another one was declared; the keys that differ are named.
@@ -236,31 +236,37 @@ def declare(run: Run, proof: Proof) -> None:
                 may_be["external"][name] = mended(there["external"][name], declared["external"][name])
         if all(proof.seeds_of(trainer) >= first.seeds_of(trainer) for trainer in first.trainers):
             may_be |= {"seeds": declared["seeds"]}
+        if set(first.arms) <= set(proof.arms):
+            may_be |= {"arms": declared["arms"]}
         if different := rundir.differing_keys(may_be, declared):
             raise ConfigError(
                 f"{url}: this run's proof was declared otherwise: {'; '.join(different)}. Keep to it, or prove it in "
-                "another run directory; only `seeds` may grow, and `sample` and `snapshot` of a trainer be mended that "
-                "has no job done"
+                "another run directory; only `seeds` and `arms` may grow, and `sample` and `snapshot` of a trainer be "
+                "mended that has no job done"
             )
         if there == declared:
             return
-        if any(proof.seeds_of(trainer) > first.seeds_of(trainer) for trainer in first.trainers):
-            _remember(run, first)
+        _remember(run, first, proof)
     storage.write_json(declared, url)
 
 
-def _remember(run: Run, first: Proof) -> None:
-    """Write down what was known when seeds were added: who looks again and again finds a gain sooner or later."""
+def _remember(run: Run, first: Proof, proof: Proof) -> None:
+    """Write down what was known when seeds or arms were added: who looks again and again finds a gain sooner or later.
+
+    A line of it: ``seeds``, how many there were of the trainers that got more; ``arms``, the new ones; ``measured``.
+    """
     from pipelines.proof.metrics import read_metrics
 
     measured = {line["job"] for line in read_metrics(run)} & {job.name for job in jobs(first)}
-    seeds = {trainer: first.seeds_of(trainer) for trainer in first.trainers}
-    before = [*grown(run), {"seeds": seeds, "measured": len(measured)}]
-    storage.write_json({"before": before}, run.url("jobs", "grown.json"))
+    seeds = {t: first.seeds_of(t) for t in first.trainers if proof.seeds_of(t) > first.seeds_of(t)}
+    arms = [arm for arm in proof.arms if arm not in first.arms]
+    if seeds or arms:
+        before = [*grown(run), {"seeds": seeds, "arms": arms, "measured": len(measured)}]
+        storage.write_json({"before": before}, run.url("jobs", "grown.json"))
 
 
 def grown(run: Run) -> list[dict[str, Any]]:
-    """What the declaration was before: the seeds of each trainer, and how many of its jobs were measured by then."""
+    """What was added to the declaration, in order, and how many of the jobs there were had been measured by then."""
     url = run.url("jobs", "grown.json")
     return list(storage.read_json(url)["before"]) if storage.exists(url) else []
 

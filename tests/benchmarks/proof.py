@@ -43,7 +43,7 @@ from pipelines.run import Outcome, execute, opened, resolve
 from pipelines.train_idm import train_idm
 from tests.benchmarks.figures import plain
 from tests.benchmarks.proof_plots import draw_curves, draw_samples
-from tests.benchmarks.proof_table import grown_of, table_of
+from tests.benchmarks.proof_table import table_of
 
 SIDE: Final = 32
 #: The last images of every archive.
@@ -115,7 +115,7 @@ _CLASSES: Final = {
 }  # fmt: skip
 #: Of the 200 classes, forty images of each, the model learnt too little for damage to matter.
 _KINDS: Final = {
-    "arms": ["original", "combined", "filter", "pristine", "null"],
+    "arms": ["original", "cleaned", "combined", "filter", "weighted", "pristine", "null"],
     "trainers": ["ddm-32-quick"], "nimg": 60_000, "snapshots": 1, "classes": True, "seeds": 7,
 }  # fmt: skip
 _TINY: Final = ("tiny-imagenet.zip", "imagenet-sample.zip")
@@ -306,7 +306,7 @@ def table() -> None:
         parts += [
             title,
             table_of(found),
-            *map(grown_of, found.get("grown", ())),
+            *found.get("grown", ()),
             *found["said"],
             *found["over_filter"]["said"],
             *filter(None, [found["balance"], found.get("note")]),

@@ -31,12 +31,6 @@ def table_of(found: Mapping[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def grown_of(before: Mapping[str, Any]) -> str:
-    """That seeds were added, as a sentence."""
-    seeds = ", ".join(f"{trainer} had {count}" for trainer, count in before["seeds"].items())
-    return f"Seeds were added after figures had been measured of {before['measured']} jobs: {seeds}."
-
-
 def _number(value: float | None, digits: int = 0, times: float = 1) -> str:
     return "" if value is None else f"{times * value:.{digits}f}"
 
