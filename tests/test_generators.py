@@ -227,6 +227,17 @@ def stirred(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
+@pytest.mark.parametrize("classes", [0, 3])
+def test_scores_are_finer_than_bf16(classes: int) -> None:
+    """Far from zero, where nothing but their differences says anything."""
+    discriminator = stirred(Discriminator(GAN, classes))
+    images, label = torch.randn(8, 3, GAN.resolution, GAN.resolution), torch.zeros(8, dtype=torch.int64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = discriminator(images, label)
+    assert scores.dtype == torch.float32 and (scores != scores.bfloat16()).sum() >= 7
+    torch.testing.assert_close(scores, discriminator(images, label), rtol=0.05, atol=0.05 * scores.abs().max().item())
+
+
 def test_with_a_stem_every_pixel_is_made_and_judged() -> None:
     preset = replace(GAN, resolution=16, stem=2)
     images = stirred(Generator(preset))(torch.randn(2, GAN.latent)).detach().requires_grad_()

@@ -68,6 +68,8 @@ def test_the_readme_s_trainers_are_a_declaration() -> None:
         ({"nimg": {"ddm-64": 5}}, "nimg.ddm-64 is not among the trainers"),
         ({"nimg": 0}, "nimg"),
         ({"external": {"mine": EXTERNAL}}, "external.mine is not among the trainers"),
+        ({"presets": {"mine": {"like": "ddm-64"}}}, "presets.mine is not among the trainers"),
+        ({"trainers": ["x"], "presets": {"x": {}}, "external": {"x": EXTERNAL}}, "x is in presets and in external"),
         ({"trainers": ["mine"], "external": {"mine": {**EXTERNAL, "train": []}}}, "train"),
         ({"seed": 3}, "seed"),
     ],
@@ -81,7 +83,7 @@ def test_what_is_no_declaration_is_refused(wrong: dict[str, Any], words: str) ->
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"trainers": ("ddm-33",)}, "there are ddm-32, .*and those that proof.external names"),
+        ({"trainers": ("ddm-33",)}, "there are ddm-32, .*and those that proof.presets and proof.external name"),
         ({"workers": 3}, "3 processes cannot share ddm-32's 32 images"),
         ({"nimg": 100}, "ddm-32 learns from 32 images at once; 100 are too few for 4 snapshots"),
         (

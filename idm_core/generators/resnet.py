@@ -98,11 +98,14 @@ class Discriminator(nn.Module):
         x = self.stages[0](self.conv_in(F.pixel_unshuffle(x, self.stem)))
         for change, stage in zip(self.change, self.stages[1:], strict=True):
             x = stage(change(F.avg_pool2d(x, 2)))
-        scores: Tensor = self.score(self.gather(x).flatten(1))
+        seen: Tensor = self.gather(x).flatten(1)
+        # The last product is no layer's, which autocast would round: only differences of scores count, nothing holds
+        # the scores themselves near zero, and beyond 4 bf16 has steps of 1/32.
         if self.of_class is None:
-            return scores[:, 0]
+            score: Tensor = (seen.float() * self.score.weight[0]).sum(dim=1)
+            return score
         direction: Tensor = self.of_class(known(label))
-        return (scores * direction).sum(dim=1) / math.sqrt(scores.shape[1])
+        return (self.score(seen) * direction).sum(dim=1) / math.sqrt(seen.shape[1])
 
 
 def stages(widths: tuple[int, ...], preset: GanPreset) -> nn.ModuleList:

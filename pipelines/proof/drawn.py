@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from manifests.rundir import Run
 from pipelines.proof.arms import held_out, prepare_arm
-from pipelines.proof.plan import ArmName, Proof, local_root, resolution_of
+from pipelines.proof.plan import ArmName, Proof, local_root
 from pipelines.proof.samples import Rows, all_rows, reference_rows
+from pipelines.proof.trainers import resolution_of
 
 #: Images of the original that are drawn at most: above that, numbers hardly matter, and features fit in memory.
 MOST: Final = 50_000

@@ -22,6 +22,7 @@ from pipelines.config import Resources
 from pipelines.proof import arms, board, detectors, external, plan
 from pipelines.proof.plan import External, Proof
 from pipelines.proof.room import check_room, has_room, needs_of, of_a_process, warn_without_node
+from pipelines.proof.trainers import resolution_of
 from pipelines.proof.training import Training, check, is_done, prepare
 
 log = logging.getLogger("idm_curate")
@@ -79,7 +80,7 @@ def _decode_side_by_side(run: Run, proof: Proof, resources: Resources) -> None:
     """
     sets: dict[tuple[plan.ArmName, int], Path | None] = {}
     for job in plan.jobs(proof):
-        which = plan.SAME_IMAGES.get(job.arm, job.arm), plan.resolution_of(proof, job.trainer)
+        which = plan.SAME_IMAGES.get(job.arm, job.arm), resolution_of(proof, job.trainer)
         sets.setdefault(which, None)
         if job.trainer in proof.external:
             sets[which] = external.zip_path(run, proof, job)

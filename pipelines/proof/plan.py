@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, PositiveInt, field_validator, model_validator
 
@@ -21,9 +21,7 @@ from manifests import rundir, storage
 from manifests.errors import ConfigError, RunError
 from manifests.rundir import Run
 from pipelines.proof import ARMS as ARMS
-
-if TYPE_CHECKING:
-    from idm_core.generators.presets import GeneratorPreset
+from pipelines.proof.trainers import diffusion_models
 
 ArmName = Literal["original", "cleaned", "combined", "null", "placebo", "filter", "weighted", "pristine"]
 
@@ -78,7 +76,9 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
     """The declaration. All arms have the same budget, and seed k of one arm is paired with seed k of every other."""
 
     arms: tuple[ArmName, ...] = ("original", "cleaned", "combined", "filter", "null")
-    trainers: tuple[str, ...] = Field(default=("ddm-32", "gan-32"), description="presets, or names of `external`")
+    trainers: tuple[str, ...] = Field(
+        default=("ddm-32", "gan-32"), description="presets, or names of `presets` or `external`"
+    )
     seeds: PositiveInt | dict[str, PositiveInt] = Field(
         default=5, description="runs of each arm and trainer; or of each trainer, 5 where it is not named"
     )
@@ -92,6 +92,7 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
         default="auto",
         description="of our own trainers; auto: bf16 where the hardware has it. Name one if nodes differ",
     )
+    mirror: bool = Field(default=True, description="our own trainers see half of the images mirrored")
     compile: bool = Field(default=False, description="our own trainers' networks that make the images")
     view: str | None = Field(default=None, description="that `cleaned` and `combined` follow; none: the packed one")
     # What the arms are made with.
@@ -107,6 +108,10 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
         default=("auto",), description="auto: inception if its file is there, and effnet"
     )
     samples: int = Field(default=10_000, ge=2, description="images that each snapshot makes")
+    # Trainers of one's own.
+    presets: dict[str, dict[str, Any]] = Field(
+        default={}, description="by name: `like`, one of ours, and what is otherwise, as `lr`, `batch` or `widths`"
+    )
     external: dict[str, External] = {}
 
     @field_validator("arms", mode="before")
@@ -127,9 +132,12 @@ class Proof(BaseModel, frozen=True, extra="forbid"):
         for name in self.trainers:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
                 raise ValueError(f"trainers: {name!r} is no name; jobs' folders are called by it")
-        for name, named in (("external", self.external), ("nimg", self.nimg), ("seeds", self.seeds)):
+        tables = {"presets": self.presets, "external": self.external, "nimg": self.nimg, "seeds": self.seeds}
+        for name, named in tables.items():
             if isinstance(named, dict) and (unused := sorted(set(named) - set(self.trainers))):
                 raise ValueError(f"{name}.{unused[0]} is not among the trainers")
+        if twice := sorted(self.presets.keys() & self.external.keys()):
+            raise ValueError(f"{twice[0]} is in presets and in external")
         return self
 
     def nimg_of(self, trainer: str) -> int:
@@ -175,7 +183,7 @@ class Job:
 
 def jobs(proof: Proof) -> Iterator[Job]:
     """All jobs, a pair of all arms after the other: who stops early has whole pairs. GANs have no ``weighted`` arm."""
-    learn_above_noise = _diffusion_models(proof) if "weighted" in proof.arms else ()
+    learn_above_noise = diffusion_models(proof) if "weighted" in proof.arms else ()
     for pair in range(max(map(proof.seeds_of, proof.trainers))):
         for trainer in proof.trainers:
             for arm in proof.arms if pair < proof.seeds_of(trainer) else ():
@@ -183,27 +191,6 @@ def jobs(proof: Proof) -> Iterator[Job]:
                     continue
                 seed = pair + 10_000 if arm == "null" else pair
                 yield Job(arm, trainer, pair, seed, proof.nimg_of(trainer))
-
-
-def _diffusion_models(proof: Proof) -> tuple[str, ...]:
-    from idm_core.generators.presets import DDM_PRESETS
-
-    return tuple(name for name in proof.trainers if name in DDM_PRESETS)
-
-
-def preset_of(trainer: str) -> GeneratorPreset:
-    """A trainer of ours. ConfigError where there is none of that name."""
-    from idm_core.generators import generator_preset
-
-    try:
-        return generator_preset(trainer)
-    except ValueError as error:
-        raise ConfigError(f"--trainer: {error}, and those that proof.external names") from error
-
-
-def resolution_of(proof: Proof, trainer: str) -> int:
-    """Side of the images that a trainer learns from and makes, pixels. ConfigError: there is no such trainer."""
-    return proof.external[trainer].resolution if trainer in proof.external else preset_of(trainer).resolution
 
 
 def local_root(run: Run) -> Path:

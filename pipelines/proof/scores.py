@@ -16,8 +16,9 @@ from pipelines.config import Resources
 from pipelines.detectors import OpenDetector
 from pipelines.proof.detectors import detectors_of
 from pipelines.proof.measuring import Reference, Scored, score_sets
-from pipelines.proof.plan import SAME_IMAGES, Job, Proof, jobs, local_root, resolution_of
+from pipelines.proof.plan import SAME_IMAGES, Job, Proof, jobs, local_root
 from pipelines.proof.samples import Images, Left, Made, Rows, all_rows, reference_rows, some_rows
+from pipelines.proof.trainers import resolution_of
 
 #: What a line of an arm's own data says its trainer is.
 DATA: Final = "data"

@@ -19,10 +19,10 @@ from manifests.errors import ConfigError
 from manifests.rundir import Run
 from pipelines.proof import arms, external, plan
 from pipelines.proof.plan import External, Job, Proof
+from pipelines.proof.trainers import parameters, preset_of, resolution_of
 
 if TYPE_CHECKING:
     from idm_core.generators import Images, TrainConfig
-    from idm_core.generators.presets import GeneratorPreset
 
 log = logging.getLogger("idm_curate")
 
@@ -56,7 +56,8 @@ def check_trainers(proof: Proof) -> None:
         if trainer in proof.external:
             external.check_commands(trainer, proof.external[trainer])
             continue
-        preset, nimg = plan.preset_of(trainer), proof.nimg_of(trainer)
+        preset, nimg = preset_of(proof, trainer), proof.nimg_of(trainer)
+        parameters(preset)
         if preset.batch % proof.workers:
             raise ConfigError(
                 f"proof.workers: {proof.workers} processes cannot share {trainer}'s {preset.batch} images"
@@ -93,7 +94,7 @@ def prepare(run: Run, proof: Proof) -> list[Training]:
         ConfigError: labels are missing, or a job's folder belongs to other images or options; the keys are named.
     """
     jobs = list(plan.jobs(proof))
-    sides = {trainer: plan.resolution_of(proof, trainer) for trainer in proof.trainers}
+    sides = {trainer: resolution_of(proof, trainer) for trainer in proof.trainers}
     images: dict[tuple[str, int], Images] = {}
     for arm, side in dict.fromkeys((job.arm, sides[job.trainer]) for job in jobs):
         log.info("decoding arm %s at %d px", arm, side)
@@ -119,12 +120,13 @@ def prepare(run: Run, proof: Proof) -> list[Training]:
 def _options(proof: Proof, job: Job, classes: int) -> TrainConfig:
     from idm_core.generators import TrainConfig
 
-    preset = plan.preset_of(job.trainer)
+    preset = preset_of(proof, job.trainer)
     return TrainConfig(
         replace(preset, batch=preset.batch // proof.workers),
         job.nimg,
         seed=job.seed,
         classes=classes,
+        mirror=proof.mirror,
         accumulate=proof.workers,
         warmup_nimg=max(WARMUP_NIMG, WARMUP_STEPS * preset.batch),
         precision=proof.precision,
@@ -194,12 +196,12 @@ def _planned(proof: Proof, images: int) -> dict[str, int]:
     """The same by what it is for: names in ``jobs/``, of files or folders."""
     found: dict[str, int] = {}
     for job in plan.jobs(proof):
-        arm, side = plan.SAME_IMAGES.get(job.arm, job.arm), plan.resolution_of(proof, job.trainer)
+        arm, side = plan.SAME_IMAGES.get(job.arm, job.arm), resolution_of(proof, job.trainer)
         if (other := proof.external.get(job.trainer)) is not None:
             found[f"images/{external.zip_name(proof, job)}"] = 3 * side**2 * images
             found[f"{job.name}/samples"] = 3 * side**2 * proof.samples if other.sample else 0
         else:
-            generator, all_of_them = _parameters(plan.preset_of(job.trainer))
+            generator, all_of_them = parameters(preset_of(proof, job.trainer))
             # A state is all networks and two moments of each parameter, and the generator's average.
             found[job.name] = 4 * (generator * (proof.snapshots + 1) + 3 * all_of_them)
         found[f"images/{arm}-{side}.npy"] = 3 * side**2 * images
@@ -208,18 +210,3 @@ def _planned(proof: Proof, images: int) -> dict[str, int]:
 
 def _bytes_in(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
-
-
-def _parameters(preset: GeneratorPreset) -> tuple[int, int]:
-    """How many the generator has, and all that is trained."""
-    import torch
-
-    from idm_core.generators import GanPreset
-    from idm_core.generators.resnet import Discriminator
-    from idm_core.generators.snapshot import new_network
-
-    with torch.device("meta"):
-        generator = sum(p.numel() for p in new_network(preset, 0).parameters())
-        if not isinstance(preset, GanPreset):
-            return generator, generator
-        return generator, generator + sum(p.numel() for p in Discriminator(preset, 0).parameters())
