@@ -101,11 +101,12 @@ class Discriminator(nn.Module):
         seen: Tensor = self.gather(x).flatten(1)
         # The last product is no layer's, which autocast would round: only differences of scores count, nothing holds
         # the scores themselves near zero, and beyond 4 bf16 has steps of 1/32.
+        score: Tensor
         if self.of_class is None:
-            score: Tensor = (seen.float() * self.score.weight[0]).sum(dim=1)
-            return score
-        direction: Tensor = self.of_class(known(label))
-        return (self.score(seen) * direction).sum(dim=1) / math.sqrt(seen.shape[1])
+            score = (seen.float() * self.score.weight[0]).sum(dim=1)
+        else:
+            score = (self.score(seen) * self.of_class(known(label))).sum(dim=1) / math.sqrt(seen.shape[1])
+        return score
 
 
 def stages(widths: tuple[int, ...], preset: GanPreset) -> nn.ModuleList:
