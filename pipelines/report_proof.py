@@ -18,7 +18,7 @@ from pipelines.gallery import Picture
 from pipelines.histograms import round_ticks
 from pipelines.proof import balance
 from pipelines.proof.gain import GAIN, LOSS, Gain, Measure, curves, data_recovery, gains, measured_to_the_end
-from pipelines.proof.metrics import read_metrics
+from pipelines.proof.metrics import DATA, read_metrics
 from pipelines.proof.plan import ARMS, Job, Proof, grown, is_declared, jobs, read
 
 #: In the order of the page: what is proved, its rival, what is to be won, and the controls.
@@ -28,7 +28,6 @@ WIDTH, HEIGHT = 420.0, 190.0  # of a plotting area, SVG user units
 ACROSS, DOWN, LOSSLESS = 8, 4, 32
 #: Figures of the second table, beside the Frechet distance of each detector and reference.
 _OTHERS: Final = ("precision", "recall", "density", "coverage")
-_DATA: Final = "data"
 
 Lines = list[dict[str, Any]]
 
@@ -181,7 +180,7 @@ def grids(run: Run, found: Mapping[str, Any] | None, budget: int) -> list[list[G
     arms = ["original", *(arm for arm in ORDER if arm in found["arms"])]
     rows: list[list[tuple[str, str, Path]]] = []
     for side in sorted({row["resolution"] for row in found["data"]}):
-        rows.append([(f"{arm}, {side} px", arm, folder / "images" / f"{arm}-{_DATA}-{side}.png") for arm in arms])
+        rows.append([(f"{arm}, {side} px", arm, folder / "images" / f"{arm}-{DATA}-{side}.png") for arm in arms])
     for trainer in found["trainers"]:
         row = []
         for arm in arms:
@@ -250,7 +249,7 @@ def _own_data(lines: Lines, headline: Measure, others: Sequence[Measure]) -> lis
     """The arms' own data, by their distances: no training."""
     own: dict[tuple[int, str], Lines] = {}
     for line in lines:
-        if line["trainer"] == _DATA and line["detector"] == headline.detector:
+        if line["trainer"] == DATA and line["detector"] == headline.detector:
             own.setdefault((line["resolution"], line["arm"]), []).append(line)
     return [
         _data_row(own, side, arm, headline, others)

@@ -6,12 +6,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from manifests.errors import RunError
 from manifests.rundir import Run
 from pipelines.proof.plan import local_root
 
+#: What a line of an arm's own data says its trainer is.
+DATA: Final = "data"
 #: Of which images a line is, and what they were measured by: of lines that agree in these the last one counts.
 _OF = ("job", "nimg", "resolution", "detector", "reference")
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
-
 from manifests import storage
 from manifests.errors import RunError
 from manifests.rundir import Run
@@ -16,12 +14,10 @@ from pipelines.config import Resources
 from pipelines.detectors import OpenDetector
 from pipelines.proof.detectors import detectors_of
 from pipelines.proof.measuring import Reference, Scored, score_sets
+from pipelines.proof.metrics import DATA
 from pipelines.proof.plan import SAME_IMAGES, Job, Proof, jobs, local_root
 from pipelines.proof.samples import Images, Left, Made, Rows, all_rows, reference_rows, some_rows
 from pipelines.proof.trainers import resolution_of
-
-#: What a line of an arm's own data says its trainer is.
-DATA: Final = "data"
 
 
 def score(run: Run, proof: Proof, resources: Resources, detectors: Sequence[OpenDetector] | None = None) -> list[str]:
