@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
 from manifests import storage
 from manifests.errors import RunError
 from manifests.rundir import Run
