@@ -99,7 +99,7 @@ _ALL: Final = {
 }  # fmt: skip
 #: In small steps, so that a short training gets far, and there is time for more pairs.
 _TEN_PAIRS: Final = {
-    "arms": ["original", "combined", "filter", "pristine", "null", "placebo"],
+    "arms": ["original", "combined", "filter", "pristine", "null"],
     "trainers": ["gan-32-quick"], "nimg": 24_000, "seeds": 10,
 }  # fmt: skip
 _TWO_WAYS: Final = {
