@@ -113,6 +113,12 @@ def test_it_is_declared_once_and_only_seeds_and_arms_may_grow(run: Run) -> None:
         assert plan.read(run) == Proof(seeds=more)
     plan.declare(run, more_arms := Proof(seeds=5, arms=("original", "weighted", *proof.arms[1:])))
     assert plan.read(run) == more_arms
+    steps = plan.grown(run)
+    assert [step["arms"] for step in steps] == [[], [], [], ["weighted"]]
+    assert [step["seeds"] for step in steps] == [{"gan-32": 3}, {"gan-32": 4}, {"ddm-32": 3}, {}]
+    storage.write_json(Proof(seeds=5).model_dump(mode="json"), run.url("jobs", "proof.json"))  # as if it was killed
+    plan.declare(run, more_arms)
+    assert plan.grown(run) == steps and plan.read(run) == more_arms
     with pytest.raises(ConfigError, match=r"declared otherwise: arms"):
         plan.declare(run, Proof(seeds=5))
     with pytest.raises(ConfigError, match=r"; seeds \(5 there"):

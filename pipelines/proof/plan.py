@@ -247,9 +247,10 @@ def _remember(run: Run, first: Proof, proof: Proof) -> None:
     measured = {line["job"] for line in read_metrics(run)} & {job.name for job in jobs(first)}
     seeds = {t: first.seeds_of(t) for t in first.trainers if proof.seeds_of(t) > first.seeds_of(t)}
     arms = [arm for arm in proof.arms if arm not in first.arms]
-    if seeds or arms:
-        before = [*grown(run), {"seeds": seeds, "arms": arms, "measured": len(measured)}]
-        storage.write_json({"before": before}, run.url("jobs", "grown.json"))
+    step = {"seeds": seeds, "arms": arms, "measured": len(measured)}
+    # It may be there: who was killed before the declaration was written comes here again.
+    if (seeds or arms) and step not in (before := grown(run)):
+        storage.write_json({"before": [*before, step]}, run.url("jobs", "grown.json"))
 
 
 def grown(run: Run) -> list[dict[str, Any]]:
