@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -43,8 +44,9 @@ def resolution_of(proof: Proof, trainer: str) -> int:
     return proof.external[trainer].resolution if trainer in proof.external else preset_of(proof, trainer).resolution
 
 
+@lru_cache
 def parameters(preset: GeneratorPreset) -> tuple[int, int]:
-    """How many the generator has, and all that is trained.
+    """How many the generator has, and all that is trained. Kept: every job of a trainer asks.
 
     Raises:
         ConfigError: the preset's networks do not fit together.
